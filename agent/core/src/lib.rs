@@ -1,0 +1,7 @@
+//! The agent's decisions, without I/O.
+//!
+//! Purpose: which piece to ask of whom and when, what is accepted, when a shard is sealed, what the coordinator is
+//! told. Participants: the shell (`millstream-agent`) and the simulator (`millstream-sim`) drive it through
+//! [`event`]; [`wire`] is the peer protocol's codec. Non-goals: bytes, files, sockets, clocks.
+
+pub mod event;

@@ -1,0 +1,107 @@
+//! Read-only answers about the core's state, for status, wait and metrics.
+
+use millstream_types::{DatasetId, NodeId, StageId};
+
+use crate::event::{NodeState, Placement, ShardFailure};
+
+/// One node.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NodeView {
+    /// The node.
+    pub node: NodeId,
+    /// Its name.
+    pub name: String,
+    /// With us?
+    pub state: NodeState,
+    /// Receiving rate while busy, measured; zero before the first measurement.
+    pub in_bytes_per_s: f64,
+    /// Quarantined for this many microseconds more; zero when not.
+    pub quarantined_us: u64,
+    /// Bytes assigned to it and not done.
+    pub outstanding_bytes: u64,
+}
+
+/// A version on a node.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ReplicaView {
+    /// The node.
+    pub node: NodeId,
+    /// Sealed shards of those wanted there.
+    pub shards_ready: u32,
+    /// Shards wanted there (all of the version when nothing is staged there).
+    pub shards_wanted: u32,
+    /// Bytes of verified pieces.
+    pub bytes_ready: u64,
+    /// Bytes wanted there.
+    pub bytes_wanted: u64,
+    /// Where it stands.
+    pub state: ReplicaState,
+    /// In words, when it is waiting or failed.
+    pub reason: String,
+}
+
+/// Where a version stands on a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReplicaState {
+    /// Nothing there.
+    Absent,
+    /// Bytes arrive, or shall.
+    Receiving,
+    /// All bytes are there, not all shards are sealed.
+    Verifying,
+    /// All visible.
+    Ready,
+    /// It will not get there without help.
+    Failed,
+}
+
+impl ReplicaState {
+    /// `absent`, `receiving`, `verifying`, `ready` or `failed`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            ReplicaState::Absent => "absent",
+            ReplicaState::Receiving => "receiving",
+            ReplicaState::Verifying => "verifying",
+            ReplicaState::Ready => "ready",
+            ReplicaState::Failed => "failed",
+        }
+    }
+}
+
+/// A stage.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StageView {
+    /// The stage.
+    pub stage: StageId,
+    /// The version.
+    pub dataset: DatasetId,
+    /// Where.
+    pub nodes: Vec<NodeId>,
+    /// How.
+    pub placement: Placement,
+    /// Higher goes first.
+    pub priority: u32,
+    /// `running`, `done`, `failed` or `cancelled`.
+    pub state: &'static str,
+    /// Bytes wanted on all nodes together.
+    pub bytes_total: u64,
+    /// Of those, verified.
+    pub bytes_ready: u64,
+    /// Bytes that its nodes read from the origin since it began.
+    pub origin_bytes: u64,
+    /// Microseconds since it began (until it ended).
+    pub elapsed_us: u64,
+    /// Microseconds that it still needs at the present rate; `None` before there is one.
+    pub eta_us: Option<u64>,
+    /// T*: the lower bound, in microseconds, from measured rates; `None` before there are any.
+    pub bound_us: Option<u64>,
+    /// `origin`, `link` or `disk`.
+    pub bound_by: &'static str,
+}
+
+/// What failed of a version.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DatasetFailures {
+    /// Shards that failed for good.
+    pub shards: Vec<ShardFailure>,
+}

@@ -1,0 +1,1 @@
+//! Wire messages into the words of `millstream-types`: parse, don't validate.
