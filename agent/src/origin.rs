@@ -1,0 +1,1 @@
+//! Reading extents from the origin into slots, piece by piece, while they arrive.

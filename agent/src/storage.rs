@@ -1,0 +1,1 @@
+//! Storage on a node: partial shards with their journal, sealed shards, quota, pins, scrub.
