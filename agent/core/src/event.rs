@@ -2,6 +2,11 @@
 //!
 //! Order of use: the shell calls `handle_event(now, event)` (or `handle_timeout(now)` when `poll_timeout()` has
 //! passed), then drains `poll_action()` until it is empty, and carries every action out in that order.
+//!
+//! What the core counts on: every `Fetch` is answered by exactly one `FetchEnded` (also after `Abort`); every received
+//! piece gets exactly one `Accept` or `Reject`; every `Accept` is answered by exactly one `PieceWritten` or
+//! `WriteFailed`, and every `Seal` by exactly one of `ShardSealed`, `SealMismatch` and `SealFailed`, even when a
+//! `Discard` of the shard comes between. `Closed` ends all of that for its version.
 
 use std::sync::Arc;
 

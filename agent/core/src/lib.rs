@@ -2,6 +2,13 @@
 //!
 //! Purpose: which piece to ask of whom and when, what is accepted, when a shard is sealed, what the coordinator is
 //! told. Participants: the shell (`millstream-agent`) and the simulator (`millstream-sim`) drive it through
-//! [`event`]; [`wire`] is the peer protocol's codec. Non-goals: bytes, files, sockets, clocks.
+//! [`event`]; `wire` is the peer protocol's codec. Non-goals: bytes, files, sockets, clocks.
+
+mod agent;
+pub mod config;
 
 pub mod event;
+pub mod limits;
+
+pub use agent::AgentCore;
+pub use config::AgentConfig;

@@ -1,0 +1,49 @@
+//! Limits of the agent's core, each with its reason.
+
+/// Orders in hand at once. The coordinator keeps a node's backlog to a window of some dozen extents; a thousand times
+/// that is a broken coordinator, and every order costs a few hundred bytes.
+pub const ORDERS_MAX: usize = 16_384;
+/// Orders and checksum runs kept for a version that is still being opened (its manifest is on the way).
+pub const EARLY_MAX: usize = 16_384;
+/// Requests to one peer before it answers, at least: one would leave the link idle for a round trip per piece.
+pub const PEER_PIECES_MIN: u32 = 2;
+/// Requests to one peer before it answers, at most: small pieces fill no link anyway, and a broken peer costs this many.
+pub const PEER_PIECES_MAX: u32 = 64;
+/// Bytes asked of one peer for one order before they arrive: a 50 GB/s link's product of bandwidth and delay.
+pub const PEER_PIPELINE_BYTES: u64 = 8 << 20;
+/// A peer may have this many orders' pipelines under way: the next extent starts while the last one drains.
+pub const PEER_PIPELINES: u64 = 2;
+/// Ranged GETs at once: S3 gives one connection about 100 MB/s, and a single node need not fill its link from there.
+pub const ORIGIN_GETS_MAX: usize = 8;
+/// Pieces of a running GET that are counted against the buffers: it streams, so more never wait at once when the disk
+/// keeps up, and when it does not the shell's slots hold the stream back.
+pub const ORIGIN_WINDOW_PIECES: u64 = 4;
+/// Share of the buffers that requests to peers leave free (one part of this many), so that reads from the origin, on
+/// which other nodes wait, can always start.
+pub const ORIGIN_RESERVE_PART: u64 = 4;
+/// Share of the buffers (one part of this many) that may hold bytes whose checksum is not known yet. The rest keeps
+/// moving, so nodes that wait for each other's checksums still read from the origin.
+pub const HOLD_PART: u64 = 2;
+/// Rounds through all sources of an order (its source, then the alternates) before it is given back.
+pub const PEER_ROUNDS_MAX: u32 = 3;
+/// Failures of the origin in a row, without a piece in between, before an order is given back. With the backoff below
+/// that is about half a minute of a throttling store.
+pub const ORIGIN_RETRIES_MAX: u32 = 8;
+/// Wrong bytes from the origin are read again once; twice wrong is the origin's (or the checksum's) fault.
+pub const ORIGIN_CHECKSUM_RETRIES_MAX: u32 = 1;
+/// First wait after a failure, in microseconds.
+pub const BACKOFF_MIN_US: u64 = 100_000;
+/// Longest wait after a failure, in microseconds.
+pub const BACKOFF_MAX_US: u64 = 10_000_000;
+/// Shortest deadline of a fetch: a parent may itself be waiting for the piece, and so may its parent.
+pub const DEADLINE_US: u64 = 30_000_000;
+/// Slowest rate that is waited for beyond [`DEADLINE_US`], in bytes per second.
+pub const SLOWEST_BYTES_PER_S: u64 = 1 << 20;
+/// Timeouts in a row forgiven to a peer that delivers other pieces meanwhile: it is loaded, not dead.
+pub const FORGIVEN_TIMEOUTS_MAX: u32 = 2;
+/// Write errors of the disk in a row before the version is refused.
+pub const DISK_RETRIES_MAX: u32 = 1;
+/// Attempts to seal one shard before the version is refused.
+pub const SEAL_RETRIES_MAX: u32 = 2;
+/// Peers whose state is kept; idle ones are forgotten first.
+pub const PEERS_MAX: usize = 8_192;
