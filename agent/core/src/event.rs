@@ -1,7 +1,10 @@
 //! What the agent's core is told, and what it orders. The whole boundary between policy and I/O.
 //!
 //! Order of use: the shell calls `handle_event(now, event)` (or `handle_timeout(now)` when `poll_timeout()` has
-//! passed), then drains `poll_action()` until it is empty, and carries every action out in that order.
+//! passed), then drains `poll_action()` until it is empty, and carries every action out in that order. For the
+//! inventory of a new session it asks `have(dataset) -> RunSet` (pieces on disk) and
+//! `learned(dataset) -> Vec<(PieceNo, Vec<Crc64>)>` (checksums that this node learned by reading from the origin, of
+//! shards not sealed yet, as runs).
 //!
 //! What the core counts on: every `Fetch` is answered by exactly one `FetchEnded` (also after `Abort`); every received
 //! piece gets exactly one `Accept` or `Reject`; every `Accept` is answered by exactly one `PieceWritten` or
@@ -310,6 +313,8 @@ pub enum Report {
     Failed {
         /// The assignment.
         assignment: AssignmentId,
+        /// The version.
+        dataset: DatasetId,
         /// Pieces still lacking.
         missing: RunSet,
         /// The last failure.

@@ -37,6 +37,14 @@ impl fmt::Display for Crc64 {
     }
 }
 
+impl Crc64 {
+    /// Parses what `Display` prints: `crc64nvme:` and 16 hexadecimal digits.
+    pub fn parse(text: &str) -> Option<Crc64> {
+        let digits = text.strip_prefix("crc64nvme:").filter(|d| d.len() == 16)?;
+        u64::from_str_radix(digits, 16).ok().map(Crc64)
+    }
+}
+
 /// A checksum that is computed while bytes arrive.
 #[derive(Clone, Debug)]
 pub struct Crc64Stream(crc_fast::Digest);
@@ -167,6 +175,8 @@ mod tests {
         // "123456789", from the CRC catalogue (CRC-64/NVME).
         assert_eq!(Crc64::of(b"123456789"), Crc64(0xae8b_1486_0a79_9888));
         assert_eq!(Crc64::of(b""), Crc64(0));
+        assert_eq!(Crc64::parse(&Crc64(77).to_string()), Some(Crc64(77)));
+        assert_eq!(Crc64::parse("crc64nvme:xyz"), None);
     }
 
     proptest! {
