@@ -1,1 +1,5 @@
-//! placeholder
+//! The agent: the shell around `millstream-agent-core`.
+
+pub mod buffers;
+pub mod limits;
+pub mod piece;
