@@ -9,6 +9,7 @@ pub mod config;
 
 pub mod event;
 pub mod limits;
+pub mod wire;
 
 pub use agent::AgentCore;
 pub use config::AgentConfig;

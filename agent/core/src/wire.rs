@@ -1,0 +1,342 @@
+//! The peer protocol's codec: bytes to frames and back, without I/O.
+//!
+//! Purpose: one description of what travels between two agents. Participants: the shell's transports send and
+//! receive; fuzz tests feed it garbage. Goals: every frame has a fixed size, every length is checked before anything
+//! is allocated or read for it, and the decoder never looks past the bytes of one frame. Non-goals: piece bytes
+//! (they follow a [`Frame::Data`] header raw, straight into the requester's buffer), sockets, timeouts.
+//!
+//! What the wire says about lengths, piece numbers or checksums is never believed: the receiver compares it with
+//! what it asked for. No checksum travels with the bytes; the expected one comes from the manifest.
+//!
+//! # Layout (little-endian)
+//!
+//! Each side begins with a [`Hello`] (see [`hello`]); after that the connection carries frames:
+//!
+//! ```text
+//! offset size field
+//!      0    1 kind      1 request, 2 data, 3 status, 4 cancel, 5 ping, 6 pong, 7 go away
+//!      1    1 code      status: StatusCode; every other kind: 0
+//!      2    2 reserved  0
+//!      4    4 len       request, data: length of the piece in bytes; every other kind: 0
+//!      8    8 id        request, data, status, cancel: the request; ping, pong: a number to echo; go away: 0
+//! request only:
+//!     16   32 digest    the version
+//!     48    4 piece
+//!     52    4 deadline  milliseconds that the server may wait for the piece
+//! data only:
+//!     16  len bytes of the piece
+//! ```
+//!
+//! Each request gets exactly one answer, data or status, in the order in which pieces become available; that holds
+//! for cancelled ones too, so that a stream never loses its place.
+
+use millstream_types::limits::PIECE_BYTES_MAX;
+use millstream_types::{Digest, PieceNo};
+
+pub mod hello;
+
+pub use hello::{Features, Hello, Refusal, TokenHash, Version};
+
+/// Bytes of every frame but [`Frame::Request`].
+pub const HEADER_BYTES: usize = 16;
+/// Bytes of [`Frame::Request`].
+pub const REQUEST_BYTES: usize = 56;
+/// Longest frame, without the piece that follows a data header.
+pub const FRAME_BYTES_MAX: usize = REQUEST_BYTES;
+
+const LEN_MAX: u32 = PIECE_BYTES_MAX as u32;
+
+/// Why bytes are not this protocol. The connection cannot go on after any of them.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum WireError {
+    /// Does not begin with the magic.
+    #[error("not the millstream peer protocol")]
+    Magic,
+    /// Spoken by a newer or unknown release.
+    #[error("peer protocol version {theirs} is not known here; {ours} is")]
+    Version {
+        /// Theirs.
+        theirs: u16,
+        /// Ours.
+        ours: u16,
+    },
+    /// The other side's name is no UTF-8.
+    #[error("the node name is not utf-8")]
+    Name,
+    /// No such frame.
+    #[error("unknown frame kind {kind}")]
+    Kind {
+        /// What it says.
+        kind: u8,
+    },
+    /// No such code.
+    #[error("unknown {what} code {code}")]
+    Code {
+        /// "status" or "refusal".
+        what: &'static str,
+        /// What it says.
+        code: u8,
+    },
+    /// A field that must be zero is not.
+    #[error("the {field} field of frame kind {kind} must be zero")]
+    Reserved {
+        /// Which.
+        field: &'static str,
+        /// In which frame.
+        kind: u8,
+    },
+    /// A piece is never empty nor longer than the largest piece.
+    #[error("a piece of {len} bytes was named; 1 to {LEN_MAX} are possible")]
+    Length {
+        /// What it says.
+        len: u32,
+    },
+}
+
+/// Why a request is not answered with data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
+pub enum StatusCode {
+    /// The server neither has the piece nor is receiving it.
+    NotHave = 1,
+    /// The piece did not become available before the request's deadline.
+    Deadline = 2,
+    /// The server's piece has another length than the one asked for.
+    Length = 3,
+    /// The server is going away: ask someone else.
+    Draining = 4,
+    /// The server has the piece but could not read it.
+    Failed = 5,
+    /// The requester took the request back before the answer began.
+    Cancelled = 6,
+}
+
+impl StatusCode {
+    /// All of them.
+    pub const ALL: [StatusCode; 6] = [
+        StatusCode::NotHave,
+        StatusCode::Deadline,
+        StatusCode::Length,
+        StatusCode::Draining,
+        StatusCode::Failed,
+        StatusCode::Cancelled,
+    ];
+
+    fn from_wire(code: u8) -> Result<StatusCode, WireError> {
+        let known = StatusCode::ALL.into_iter().find(|c| *c as u8 == code);
+        known.ok_or(WireError::Code {
+            what: "status",
+            code,
+        })
+    }
+}
+
+/// One frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Frame {
+    /// "Send me this piece."
+    Request {
+        /// Chosen by the requester, unique among its open requests on this connection.
+        id: u64,
+        /// The version.
+        digest: Digest,
+        /// The piece.
+        piece: PieceNo,
+        /// The length that the requester's manifest gives.
+        len: u32,
+        /// How long the server may wait for the piece, in milliseconds.
+        deadline_ms: u32,
+    },
+    /// "Here it is": `len` bytes follow.
+    Data {
+        /// The request.
+        id: u64,
+        /// Bytes that follow.
+        len: u32,
+    },
+    /// "You will not get it."
+    Status {
+        /// The request.
+        id: u64,
+        /// Why.
+        code: StatusCode,
+    },
+    /// "I no longer want it." Answered by `Status` with `Cancelled`, or by the data that was already on its way.
+    Cancel {
+        /// The request.
+        id: u64,
+    },
+    /// "Are you there?"
+    Ping {
+        /// Echoed.
+        nonce: u64,
+    },
+    /// "I am."
+    Pong {
+        /// The ping's.
+        nonce: u64,
+    },
+    /// "Ask me nothing more."
+    GoAway,
+}
+
+const REQUEST: u8 = 1;
+const DATA: u8 = 2;
+const STATUS: u8 = 3;
+const CANCEL: u8 = 4;
+const PING: u8 = 5;
+const PONG: u8 = 6;
+const GO_AWAY: u8 = 7;
+
+impl Frame {
+    /// Appends the frame's bytes.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        let (kind, code, len, id) = match *self {
+            Frame::Request { id, len, .. } => (REQUEST, 0, len, id),
+            Frame::Data { id, len } => (DATA, 0, len, id),
+            Frame::Status { id, code } => (STATUS, code as u8, 0, id),
+            Frame::Cancel { id } => (CANCEL, 0, 0, id),
+            Frame::Ping { nonce } => (PING, 0, 0, nonce),
+            Frame::Pong { nonce } => (PONG, 0, 0, nonce),
+            Frame::GoAway => (GO_AWAY, 0, 0, 0),
+        };
+        out.extend_from_slice(&[kind, code, 0, 0]);
+        out.extend_from_slice(&len.to_le_bytes());
+        out.extend_from_slice(&id.to_le_bytes());
+        if let Frame::Request {
+            digest,
+            piece,
+            deadline_ms,
+            ..
+        } = *self
+        {
+            out.extend_from_slice(&digest.0);
+            out.extend_from_slice(&piece.to_le_bytes());
+            out.extend_from_slice(&deadline_ms.to_le_bytes());
+        }
+    }
+
+    /// Takes one frame off the front of `buf`; `Ok(None)` and `buf` untouched when it is not whole yet.
+    ///
+    /// # Errors
+    /// [`WireError`] when the bytes cannot become a frame, as early as that can be said.
+    pub fn decode(buf: &mut &[u8]) -> Result<Option<Frame>, WireError> {
+        if let Some(&kind) = buf.first()
+            && !(REQUEST..=GO_AWAY).contains(&kind)
+        {
+            return Err(WireError::Kind { kind });
+        }
+        let Some((header, rest)) = buf.split_first_chunk::<HEADER_BYTES>() else {
+            return Ok(None);
+        };
+        let header = Header::parse(header)?;
+        if header.kind != REQUEST {
+            let frame = header.short_frame()?;
+            *buf = rest;
+            return Ok(Some(frame));
+        }
+        header.check_code_zero()?;
+        let len = header.piece_len()?;
+        let Some((body, rest)) = rest.split_first_chunk::<{ REQUEST_BYTES - HEADER_BYTES }>()
+        else {
+            return Ok(None);
+        };
+        *buf = rest;
+        Ok(Some(Frame::Request {
+            id: header.id,
+            digest: Digest(array(body, 0)),
+            piece: u32::from_le_bytes(array(body, 32)),
+            len,
+            deadline_ms: u32::from_le_bytes(array(body, 36)),
+        }))
+    }
+}
+
+struct Header {
+    kind: u8,
+    code: u8,
+    len: u32,
+    id: u64,
+}
+
+impl Header {
+    fn parse(bytes: &[u8; HEADER_BYTES]) -> Result<Header, WireError> {
+        let kind = bytes[0];
+        if bytes[2..4] != [0, 0] {
+            return Err(WireError::Reserved {
+                field: "reserved",
+                kind,
+            });
+        }
+        let len = u32::from_le_bytes(array(bytes, 4));
+        let id = u64::from_le_bytes(array(bytes, 8));
+        Ok(Header {
+            kind,
+            code: bytes[1],
+            len,
+            id,
+        })
+    }
+
+    fn check_code_zero(&self) -> Result<(), WireError> {
+        if self.code == 0 {
+            Ok(())
+        } else {
+            Err(WireError::Reserved {
+                field: "code",
+                kind: self.kind,
+            })
+        }
+    }
+
+    fn piece_len(&self) -> Result<u32, WireError> {
+        if (1..=LEN_MAX).contains(&self.len) {
+            Ok(self.len)
+        } else {
+            Err(WireError::Length { len: self.len })
+        }
+    }
+
+    fn short_frame(&self) -> Result<Frame, WireError> {
+        if self.kind != STATUS {
+            self.check_code_zero()?;
+        }
+        if self.kind == DATA {
+            return Ok(Frame::Data {
+                id: self.id,
+                len: self.piece_len()?,
+            });
+        }
+        if self.len != 0 {
+            return Err(WireError::Reserved {
+                field: "len",
+                kind: self.kind,
+            });
+        }
+        match self.kind {
+            STATUS => Ok(Frame::Status {
+                id: self.id,
+                code: StatusCode::from_wire(self.code)?,
+            }),
+            CANCEL => Ok(Frame::Cancel { id: self.id }),
+            PING => Ok(Frame::Ping { nonce: self.id }),
+            PONG => Ok(Frame::Pong { nonce: self.id }),
+            GO_AWAY if self.id != 0 => Err(WireError::Reserved {
+                field: "id",
+                kind: GO_AWAY,
+            }),
+            GO_AWAY => Ok(Frame::GoAway),
+            kind => Err(WireError::Kind { kind }),
+        }
+    }
+}
+
+/// `N` bytes from `at`; the caller's fixed-size type guarantees that they are there.
+fn array<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
+    let mut out = [0; N];
+    out.copy_from_slice(&bytes[at..at + N]);
+    out
+}
+
+#[cfg(test)]
+mod tests;
