@@ -4,6 +4,7 @@
 //! [`manifest`] before anything acts on it.
 
 pub mod convert;
+pub mod limits;
 pub mod manifest;
 
 /// Generated from `schema/millstream/v1/millstream.proto`.
