@@ -1,0 +1,185 @@
+//! What the agent counts: atomics that every part adds to, read by heartbeats, `/metrics` and the socket.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusRecorder};
+
+use crate::limits::LAST_ERRORS_MAX;
+
+/// A counter that only grows.
+#[derive(Debug, Default)]
+pub struct Count(AtomicU64);
+
+impl Count {
+    /// Adds `n`.
+    pub fn add(&self, n: u64) {
+        self.0.fetch_add(n, Relaxed);
+    }
+
+    /// The value now.
+    pub fn get(&self) -> u64 {
+        self.0.load(Relaxed)
+    }
+
+    /// Sets a value that another part counts.
+    pub fn set(&self, n: u64) {
+        self.0.store(n, Relaxed);
+    }
+}
+
+/// `from`, `to`, `reason` of a fallback.
+pub type FallbackKey = (String, String, String);
+
+/// All counters of one agent.
+pub struct Counters {
+    /// Bytes of accepted pieces, by where they came from.
+    pub received_origin: Count,
+    /// See `received_origin`.
+    pub received_tcp: Count,
+    /// See `received_origin`.
+    pub received_rdma: Count,
+    /// Piece bytes sent to peers over TCP.
+    pub sent_tcp: Count,
+    /// Piece bytes sent to peers over RDMA.
+    pub sent_rdma: Count,
+    /// Pieces that matched the manifest.
+    pub verified_pieces: Count,
+    /// Bytes in sealed shards.
+    pub used_bytes: Count,
+    /// Bytes in pinned versions.
+    pub pinned_bytes: Count,
+    /// Bytes in shards not sealed yet.
+    pub partial_bytes: Count,
+    /// Shards visible.
+    pub shards_ready: Count,
+    /// Shards open, not visible yet.
+    pub shards_partial: Count,
+    fallbacks: Mutex<BTreeMap<FallbackKey, u64>>,
+    checksum_failures: Mutex<BTreeMap<(&'static str, &'static str), u64>>,
+    evictions: Mutex<BTreeMap<&'static str, u64>>,
+    last_errors: Mutex<VecDeque<String>>,
+    recorder: PrometheusRecorder,
+}
+
+impl Default for Counters {
+    fn default() -> Self {
+        Counters {
+            received_origin: Count::default(),
+            received_tcp: Count::default(),
+            received_rdma: Count::default(),
+            sent_tcp: Count::default(),
+            sent_rdma: Count::default(),
+            verified_pieces: Count::default(),
+            used_bytes: Count::default(),
+            pinned_bytes: Count::default(),
+            partial_bytes: Count::default(),
+            shards_ready: Count::default(),
+            shards_partial: Count::default(),
+            fallbacks: Mutex::default(),
+            checksum_failures: Mutex::default(),
+            evictions: Mutex::default(),
+            last_errors: Mutex::default(),
+            recorder: PrometheusBuilder::new()
+                .set_buckets(&[0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0])
+                .unwrap_or_else(|_| PrometheusBuilder::new())
+                .build_recorder(),
+        }
+    }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+impl Counters {
+    /// Counts a fallback, and logs its first occurrence.
+    pub fn fallback(&self, from: &str, to: &str, reason: &str) {
+        let mut all = locked(&self.fallbacks);
+        let count = all.entry((from.into(), to.into(), reason.into())).or_insert(0);
+        *count += 1;
+        if *count == 1 {
+            tracing::warn!(from, to, reason, "fallback");
+        }
+    }
+
+    /// All fallbacks so far.
+    pub fn fallbacks(&self) -> Vec<(FallbackKey, u64)> {
+        locked(&self.fallbacks).iter().map(|(k, v)| (k.clone(), *v)).collect()
+    }
+
+    /// Counts bytes that did not match the manifest. `source` is `origin`, `tcp`, `rdma` or `disk`.
+    pub fn checksum_failure(&self, source: &'static str, reason: &'static str) {
+        *locked(&self.checksum_failures).entry((source, reason)).or_insert(0) += 1;
+    }
+
+    /// All of them.
+    pub fn checksum_failures(&self) -> u64 {
+        locked(&self.checksum_failures).values().sum()
+    }
+
+    /// Counts an eviction.
+    pub fn eviction(&self, cause: &'static str) {
+        *locked(&self.evictions).entry(cause).or_insert(0) += 1;
+    }
+
+    /// Keeps an error for the status page (a bounded number of the last ones).
+    pub fn error(&self, text: String) {
+        let mut errors = locked(&self.last_errors);
+        if errors.len() == LAST_ERRORS_MAX {
+            errors.pop_front();
+        }
+        errors.push_back(text);
+    }
+
+    /// The last errors, oldest first.
+    pub fn last_errors(&self) -> Vec<String> {
+        locked(&self.last_errors).iter().cloned().collect()
+    }
+
+    /// Seconds that one assignment took.
+    pub fn extent_duration(&self, seconds: f64) {
+        metrics::with_local_recorder(&self.recorder, || {
+            metrics::histogram!("millstream_extent_duration_seconds").record(seconds);
+        });
+    }
+
+    /// Prometheus text.
+    pub fn render(&self) -> String {
+        metrics::with_local_recorder(&self.recorder, || self.mirror());
+        self.recorder.handle().render()
+    }
+
+    fn mirror(&self) {
+        use metrics::{counter, gauge};
+        for (source, count) in
+            [("origin", &self.received_origin), ("rdma", &self.received_rdma), ("tcp", &self.received_tcp)]
+        {
+            counter!("millstream_received_bytes_total", "source" => source).absolute(count.get());
+        }
+        for (transport, count) in [("rdma", &self.sent_rdma), ("tcp", &self.sent_tcp)] {
+            counter!("millstream_sent_bytes_total", "transport" => transport).absolute(count.get());
+        }
+        counter!("millstream_verified_pieces_total").absolute(self.verified_pieces.get());
+        for ((source, reason), count) in locked(&self.checksum_failures).iter() {
+            counter!("millstream_checksum_failures_total", "source" => *source, "reason" => *reason).absolute(*count);
+        }
+        for ((from, to, reason), count) in locked(&self.fallbacks).iter() {
+            counter!("millstream_fallbacks_total", "from" => from.clone(), "to" => to.clone(), "reason" => reason.clone())
+                .absolute(*count);
+        }
+        for (cause, count) in locked(&self.evictions).iter() {
+            counter!("millstream_evictions_total", "cause" => *cause).absolute(*count);
+        }
+        for (class, count) in
+            [("used", &self.used_bytes), ("pinned", &self.pinned_bytes), ("partial", &self.partial_bytes)]
+        {
+            gauge!("millstream_cache_bytes", "class" => class).set(count.get() as f64);
+        }
+        for (state, count) in [("ready", &self.shards_ready), ("partial", &self.shards_partial)] {
+            gauge!("millstream_shards", "state" => state).set(count.get() as f64);
+        }
+        gauge!("millstream_build_info", "version" => env!("CARGO_PKG_VERSION"), "role" => "agent").set(1.0);
+    }
+}

@@ -1,0 +1,206 @@
+//! Carries the core's actions out: starts fetches, turns verdicts into verified bytes, writes, seals, discards.
+//!
+//! Every task started here owns the buffers of its operation and answers with exactly the inputs that the core
+//! expects; stopping one (dropping its `oneshot`) makes it answer, not vanish.
+
+use std::time::Duration;
+
+use millstream_agent_core::event::{Action, Event, Failure, FailureKind, FetchId, Report, Source};
+use millstream_types::{Crc64, DatasetId, PieceNo, PieceRange, ShardNo};
+use tokio::sync::oneshot;
+
+use super::{Driver, Input};
+use crate::origin::{ExtentRead, read_extent};
+use crate::piece::Verified;
+use crate::storage::{SealError, WriteError};
+use crate::transport::{Carrier, FetchError, PieceRequest};
+
+impl Driver {
+    pub(super) fn carry(&mut self, action: Action) {
+        match action {
+            Action::Fetch { fetch, dataset, pieces, source, deadline_us } => {
+                self.start_fetch(fetch, dataset, pieces, source, Duration::from_micros(deadline_us));
+            }
+            Action::Abort { fetch } => drop(self.fetches.remove(&fetch)),
+            Action::Accept { fetch, dataset, piece, crc, from_origin } => {
+                self.accept(fetch, dataset, piece, crc, from_origin);
+            }
+            Action::Reject { fetch, piece, .. } => drop(self.held.remove(&(fetch, piece))),
+            Action::Seal { dataset, shard, crc } => self.start_seal(dataset, shard, crc),
+            Action::Discard { dataset, shard } => self.start_discard(dataset, shard),
+            Action::Report(report) => {
+                if let Report::Failed { dataset, missing, .. } = &report
+                    && let Some(open) = self.open(*dataset)
+                {
+                    // These pieces will not come: whoever waits for them here is told no.
+                    self.parts.table.give_up(&open.digest, missing);
+                }
+                self.report(report);
+            }
+        }
+    }
+
+    fn start_fetch(&mut self, fetch: FetchId, dataset: DatasetId, pieces: PieceRange, source: Source, deadline: Duration) {
+        let (stop, stopped) = oneshot::channel();
+        let inputs = self.inputs.clone();
+        let Some((digest, manifest)) = self.open(dataset).map(|o| (o.digest, o.local.manifest.clone())) else {
+            let failure = failure(FailureKind::Cancelled, source, None, "the version is closed here".into());
+            let ended = Input::FetchEnded { fetch, result: Err(failure) };
+            self.parts.tasks.spawn(async move { inputs.send(ended).await });
+            return;
+        };
+        self.fetches.insert(fetch, stop);
+        let arena = self.parts.arena.clone();
+        match source {
+            Source::Origin => {
+                let origin = self.origin_of(dataset);
+                self.parts.tasks.spawn(async move {
+                    let read = ExtentRead { fetch, dataset, manifest, pieces, deadline };
+                    let result = tokio::select! {
+                        result = read_extent(read, origin, &arena, &inputs) => result,
+                        _ = stopped => Err(failure(FailureKind::Cancelled, source, None, "stopped".into())),
+                    };
+                    let _ = inputs.send(Input::FetchEnded { fetch, result }).await;
+                });
+            }
+            Source::Peer(peer) => {
+                let Some(address) = self.peers.get(peer.0 as usize).map(|p| p.address.clone()) else { return };
+                let transport = self.parts.transport.clone();
+                let piece = pieces.start;
+                let request = PieceRequest { digest, piece, len: manifest.layout().place(piece).len };
+                self.parts.tasks.spawn(async move {
+                    let fetched = async {
+                        let slot = arena.slot(request.len as usize).await;
+                        transport.fetch(&address, request, slot, deadline).await
+                    };
+                    let result = tokio::select! {
+                        result = fetched => result,
+                        _ = stopped => Err(FetchError::Cancelled),
+                    };
+                    let result = match result {
+                        Ok(bytes) => {
+                            let _ = inputs.send(Input::Received { fetch, dataset, piece, source, bytes }).await;
+                            Ok(())
+                        }
+                        Err(error) => Err(peer_failure(source, piece, &error)),
+                    };
+                    let _ = inputs.send(Input::FetchEnded { fetch, result }).await;
+                });
+            }
+        }
+    }
+
+    fn accept(&mut self, fetch: FetchId, dataset: DatasetId, piece: PieceNo, crc: Crc64, from_origin: bool) {
+        let Some(bytes) = self.held.remove(&(fetch, piece)) else {
+            tracing::error!(%dataset, piece, "the core accepted a piece that is not held");
+            return;
+        };
+        // The verdict was on the number; the type changes only where the bytes' own sum is compared once more.
+        let verified = match bytes.verify(crc) {
+            Ok(verified) => verified,
+            Err((mismatch, _slot)) => {
+                tracing::error!(%dataset, piece, %mismatch, "the core accepted a piece that does not match");
+                return;
+            }
+        };
+        let counters = &self.parts.counters;
+        counters.verified_pieces.add(1);
+        let received = match (from_origin, self.parts.transport.carrier()) {
+            (true, _) => &counters.received_origin,
+            (false, Carrier::Tcp) => &counters.received_tcp,
+            (false, Carrier::Rdma) => &counters.received_rdma,
+        };
+        received.add(u64::from(verified.len()));
+        self.start_write(dataset, piece, verified, crc, from_origin);
+    }
+
+    fn start_write(&mut self, dataset: DatasetId, piece: PieceNo, bytes: Verified, crc: Crc64, from_origin: bool) {
+        let Some(open) = self.open(dataset) else { return };
+        let digest = open.digest;
+        self.parts.table.verified(&digest, piece, bytes.clone());
+        let (store, inputs) = (self.parts.store.clone(), self.inputs.clone());
+        self.parts.tasks.spawn(async move {
+            let result = store.write(&digest, piece, bytes, crc, from_origin).await;
+            let _ = inputs.send(Input::Written { dataset, piece, result }).await;
+        });
+    }
+
+    pub(super) fn apply_written(&mut self, dataset: DatasetId, piece: PieceNo, result: Result<(), WriteError>) {
+        let Some(digest) = self.open(dataset).map(|o| o.digest) else { return };
+        match result {
+            Ok(()) => {
+                self.parts.table.written(&digest, piece);
+                if let Some(open) = self.open(dataset) {
+                    let len = u64::from(open.local.manifest.layout().place(piece).len);
+                    open.local.progress.send_modify(|p| p.bytes_ready += len);
+                }
+                self.handle(Event::PieceWritten { dataset, piece });
+            }
+            Err(error) => {
+                self.parts.table.remove(&digest, piece..piece + 1);
+                let kind = if error.is_no_space() { FailureKind::NoSpace } else { FailureKind::Disk };
+                self.parts.counters.error(error.to_string());
+                self.handle(Event::WriteFailed { dataset, piece, kind, detail: error.to_string() });
+            }
+        }
+    }
+
+    fn start_seal(&mut self, dataset: DatasetId, shard: ShardNo, crc: Crc64) {
+        let Some(digest) = self.open(dataset).map(|o| o.digest) else { return };
+        let (store, inputs) = (self.parts.store.clone(), self.inputs.clone());
+        self.parts.tasks.spawn(async move {
+            let result = store.seal(&digest, shard, crc).await;
+            let _ = inputs.send(Input::Sealed { dataset, shard, result }).await;
+        });
+    }
+
+    pub(super) fn apply_sealed(&mut self, dataset: DatasetId, shard: ShardNo, result: Result<(), SealError>) {
+        match result {
+            Ok(()) => {
+                if let Some(open) = self.open(dataset) {
+                    open.local.progress.send_modify(|p| p.sealed.insert(shard));
+                    if open.local.is_ready() {
+                        tracing::info!(dataset = %open.local.manifest.name(), "all shards are verified and visible");
+                    }
+                }
+                self.handle(Event::ShardSealed { dataset, shard });
+            }
+            Err(SealError::Mismatch { expected, actual, .. }) => {
+                self.handle(Event::SealMismatch { dataset, shard, expected, actual });
+            }
+            Err(error) => {
+                self.parts.counters.error(error.to_string());
+                self.handle(Event::SealFailed { dataset, shard, detail: error.to_string() });
+            }
+        }
+    }
+
+    fn start_discard(&mut self, dataset: DatasetId, shard: ShardNo) {
+        let Some((digest, local)) = self.open(dataset).map(|o| (o.digest, o.local.clone())) else { return };
+        self.parts.table.remove(&digest, local.manifest.layout().shard_pieces(shard));
+        local.progress.send_modify(|p| p.sealed.remove_range(shard..shard + 1));
+        let store = self.parts.store.clone();
+        self.parts.tasks.spawn(async move {
+            if let Err(error) = store.discard_shard(&digest, shard).await {
+                tracing::error!(shard, %error, "cannot remove a discarded shard");
+            }
+        });
+    }
+}
+
+/// A failure in the core's words.
+pub(crate) fn failure(kind: FailureKind, source: Source, piece: Option<PieceNo>, detail: String) -> Failure {
+    Failure { kind, source, piece, expected: None, actual: None, detail }
+}
+
+fn peer_failure(source: Source, piece: PieceNo, error: &FetchError) -> Failure {
+    let kind = match error {
+        FetchError::Unreachable { .. } => FailureKind::Unreachable,
+        FetchError::Timeout { .. } => FailureKind::Timeout,
+        FetchError::NotHave { .. } => FailureKind::NotHave,
+        FetchError::Protocol { .. } => FailureKind::Protocol,
+        FetchError::Cancelled => FailureKind::Cancelled,
+    };
+    failure(kind, source, Some(piece), error.to_string())
+}
+

@@ -1,0 +1,82 @@
+//! What this node has, as trainers and the CLI may see it: versions, which shards are visible, why not the others.
+//!
+//! Written by the driver only; read by the Unix socket and the HTTP port.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use millstream_types::id::DatasetSelector;
+use millstream_types::{DatasetId, DatasetRef, Manifest, RunSet};
+use tokio::sync::watch;
+
+/// How far a version is here.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Progress {
+    /// Visible shards.
+    pub sealed: RunSet,
+    /// Bytes of verified pieces.
+    pub bytes_ready: u64,
+    /// Why it will not become ready: exit code class and words.
+    pub failed: Option<(u32, String)>,
+    /// The version was closed here (evicted).
+    pub closed: bool,
+}
+
+/// A version that is open on this node.
+#[derive(Debug)]
+pub struct LocalVersion {
+    /// Its manifest.
+    pub manifest: Arc<Manifest>,
+    /// `<data-dir>/datasets/<name>@<version>`.
+    pub root: PathBuf,
+    /// The driver's number for it. They grow: of several versions of a name, the highest was opened last.
+    pub dataset: DatasetId,
+    /// Changes as shards become visible.
+    pub progress: watch::Sender<Progress>,
+}
+
+impl LocalVersion {
+    /// All shards visible?
+    pub fn is_ready(&self) -> bool {
+        self.progress.borrow().sealed.len() == u64::from(self.manifest.layout().shards())
+    }
+}
+
+/// All open versions.
+#[derive(Debug, Default)]
+pub struct LocalState {
+    versions: RwLock<BTreeMap<DatasetRef, Arc<LocalVersion>>>,
+}
+
+impl LocalState {
+    /// Adds or replaces a version.
+    pub fn insert(&self, version: Arc<LocalVersion>) {
+        let name = version.manifest.name().clone();
+        self.versions.write().unwrap_or_else(PoisonError::into_inner).insert(name, version);
+    }
+
+    /// Removes a version and tells those who wait for it.
+    pub fn remove(&self, name: &DatasetRef) {
+        let removed = self.versions.write().unwrap_or_else(PoisonError::into_inner).remove(name);
+        if let Some(version) = removed {
+            version.progress.send_modify(|p| p.closed = true);
+        }
+    }
+
+    /// The version that a user means: the one named, or the one opened last.
+    pub fn find(&self, selector: &DatasetSelector) -> Option<Arc<LocalVersion>> {
+        let versions = self.versions.read().unwrap_or_else(PoisonError::into_inner);
+        versions
+            .values()
+            .filter(|v| v.manifest.name().name == selector.name)
+            .filter(|v| selector.version.as_ref().is_none_or(|wanted| *wanted == v.manifest.name().version))
+            .max_by_key(|v| v.dataset)
+            .cloned()
+    }
+
+    /// All of them, by name.
+    pub fn all(&self) -> Vec<Arc<LocalVersion>> {
+        self.versions.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+}

@@ -1,0 +1,322 @@
+//! The Unix socket: JSON lines for trainers, the Python package and the CLI.
+//!
+//! One request line, one reply line (`wait` sends progress lines before it). The reference is
+//! `docs/reference/socket.md`. A lease lives as long as its connection: when the process dies, the kernel closes the
+//! socket and the lease is gone.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use millstream_proto::v1::ShowDatasetRequest;
+use millstream_proto::v1::client_service_client::ClientServiceClient;
+use millstream_types::id::DatasetSelector;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{Semaphore, oneshot};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::control::CoordinatorLink;
+use crate::counters::Counters;
+use crate::driver::{Ask, Input, Inputs};
+use crate::limits::{SOCKET_CLIENTS_MAX, SOCKET_LINE_BYTES_MAX};
+use crate::local::{LocalState, LocalVersion};
+use crate::storage::{Lease, Store};
+
+/// What the socket's clients are answered from.
+pub(crate) struct LocalApi {
+    pub node: String,
+    pub io: String,
+    pub local: Arc<LocalState>,
+    pub store: Arc<Store>,
+    pub counters: Arc<Counters>,
+    pub link: CoordinatorLink,
+    pub inputs: Inputs,
+}
+
+#[derive(Deserialize)]
+#[serde(tag = "op", rename_all = "snake_case", deny_unknown_fields)]
+enum Request {
+    Hello {},
+    Path { dataset: String, key: Option<String> },
+    Wait { dataset: String, timeout_ms: Option<u64> },
+    Pin { dataset: String },
+    Unpin { dataset: String },
+    Lease { dataset: String },
+    Status {},
+    Evict { dataset: String },
+    Verify { dataset: String },
+}
+
+/// An answer that is not a yes: exit code class, words, and what the client may show besides.
+struct Refusal {
+    code: u32,
+    error: String,
+}
+
+fn refusal(code: u32, error: impl Into<String>) -> Refusal {
+    Refusal { code, error: error.into() }
+}
+
+/// Serves the socket until `shutdown`.
+pub(crate) async fn serve(listener: UnixListener, api: Arc<LocalApi>, shutdown: CancellationToken) {
+    let clients = Arc::new(Semaphore::new(SOCKET_CLIENTS_MAX));
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = shutdown.cancelled() => return,
+        };
+        let stream = match accepted {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a client on the socket");
+                tokio::time::sleep(Duration::from_millis(100)).await; // out of file descriptors: do not spin
+                continue;
+            }
+        };
+        let Ok(permit) = clients.clone().try_acquire_owned() else {
+            tracing::warn!(limit = SOCKET_CLIENTS_MAX, "too many clients on the socket");
+            continue;
+        };
+        let (api, shutdown) = (api.clone(), shutdown.clone());
+        tokio::spawn(async move {
+            tokio::select! {
+                _ = client(stream, &api) => {}
+                () = shutdown.cancelled() => {}
+            }
+            drop(permit);
+        });
+    }
+}
+
+async fn client(stream: UnixStream, api: &LocalApi) -> std::io::Result<()> {
+    let (read, mut write) = stream.into_split();
+    let mut read = BufReader::new(read);
+    let mut leases: Vec<Lease> = Vec::new();
+    loop {
+        let mut line = Vec::new();
+        let n = (&mut read).take(SOCKET_LINE_BYTES_MAX as u64).read_until(b'\n', &mut line).await?;
+        if n == 0 {
+            return Ok(());
+        }
+        let answer = match serde_json::from_slice::<Request>(&line) {
+            _ if line.last() != Some(&b'\n') => {
+                Err(refusal(2, format!("request over {SOCKET_LINE_BYTES_MAX} bytes or cut short")))
+            }
+            Ok(request) => api.answer(request, &mut leases, &mut write).await?,
+            Err(error) => Err(refusal(2, format!("not a request: {error}"))),
+        };
+        let line = match answer {
+            Ok(mut value) => {
+                value["ok"] = json!(true);
+                value
+            }
+            Err(Refusal { code, error }) => json!({"ok": false, "code": code, "error": error}),
+        };
+        send(&mut write, &line).await?;
+    }
+}
+
+async fn send(write: &mut (impl AsyncWriteExt + Unpin), line: &Value) -> std::io::Result<()> {
+    let mut bytes = line.to_string().into_bytes();
+    bytes.push(b'\n');
+    write.write_all(&bytes).await
+}
+
+type Answer = Result<Value, Refusal>;
+
+impl LocalApi {
+    /// The outer error is the client's connection.
+    async fn answer(
+        &self,
+        request: Request,
+        leases: &mut Vec<Lease>,
+        write: &mut (impl AsyncWriteExt + Unpin),
+    ) -> std::io::Result<Answer> {
+        Ok(match request {
+            Request::Hello {} => Ok(json!({
+                "version": env!("CARGO_PKG_VERSION"), "protocol": 1, "node": self.node, "io": self.io,
+            })),
+            Request::Status {} => Ok(self.status()),
+            Request::Wait { dataset, timeout_ms } => return self.wait(&dataset, timeout_ms, write).await,
+            Request::Path { dataset, key } => match self.find(&dataset).await {
+                Ok(version) => path(&version, key.as_deref()),
+                Err(refusal) => Err(refusal),
+            },
+            Request::Lease { dataset } => self.find(&dataset).await.map(|version| {
+                leases.push(self.store.lease(&version.manifest.digest()));
+                json!({"dataset": version.manifest.name().to_string()})
+            }),
+            Request::Pin { dataset } => self.pin(&dataset, true).await,
+            Request::Unpin { dataset } => self.pin(&dataset, false).await,
+            Request::Evict { dataset } => match self.find(&dataset).await {
+                Ok(version) => self.evict(&version).await,
+                Err(refusal) => Err(refusal),
+            },
+            Request::Verify { dataset } => match self.find(&dataset).await {
+                Ok(version) => self.verify(&version).await,
+                Err(refusal) => Err(refusal),
+            },
+        })
+    }
+
+    /// The version here, or why not: not staged here (4), or not known to the cluster at all (3).
+    async fn find(&self, text: &str) -> Result<Arc<LocalVersion>, Refusal> {
+        let selector: DatasetSelector = text.parse().map_err(|e| refusal(2, format!("{text:?}: {e}")))?;
+        if let Some(version) = self.local.find(&selector) {
+            return Ok(version);
+        }
+        if let Some(channel) = self.link.channel() {
+            let request = ShowDatasetRequest { dataset: text.to_owned(), page_offset: 0, page_limit: 1 };
+            let shown = ClientServiceClient::new(channel).show_dataset(request);
+            if let Ok(Err(status)) = tokio::time::timeout(Duration::from_secs(2), shown).await
+                && status.code() == tonic::Code::NotFound
+            {
+                return Err(refusal(3, status.message()));
+            }
+        }
+        let node = &self.node;
+        Err(refusal(4, format!("{selector} is not staged on node {node}; run: millstream stage {selector} --nodes {node}")))
+    }
+
+    fn status(&self) -> Value {
+        let usage = self.store.usage();
+        let c = &self.counters;
+        let datasets: Vec<Value> = self.local.all().iter().map(|v| version_status(v)).collect();
+        json!({
+            "node": self.node, "io": self.io, "version": env!("CARGO_PKG_VERSION"),
+            "disk": {"capacity_bytes": usage.capacity_bytes, "used_bytes": usage.used_bytes,
+                     "pinned_bytes": usage.pinned_bytes, "partial_bytes": usage.partial_bytes},
+            "received_bytes": {"origin": c.received_origin.get(), "tcp": c.received_tcp.get(), "rdma": c.received_rdma.get()},
+            "sent_bytes": {"tcp": c.sent_tcp.get(), "rdma": c.sent_rdma.get()},
+            "coordinator": self.link.channel().is_some(),
+            "last_errors": c.last_errors(),
+            "datasets": datasets,
+        })
+    }
+
+    async fn pin(&self, dataset: &str, pinned: bool) -> Answer {
+        let version = self.find(dataset).await?;
+        self.store.set_pin(&version.manifest.digest(), pinned).map_err(|e| refusal(1, e.to_string()))?;
+        Ok(json!({"dataset": version.manifest.name().to_string(), "pinned": pinned}))
+    }
+
+    async fn evict(&self, version: &LocalVersion) -> Answer {
+        let (answer, answered) = oneshot::channel();
+        let ask = Ask::Evict { digest: version.manifest.digest(), answer };
+        let stops = || refusal(6, "the agent is stopping");
+        self.inputs.send(Input::Ask(ask)).await.map_err(|_| stops())?;
+        let bytes = answered.await.map_err(|_| stops())?.map_err(|reason| refusal(8, reason))?;
+        Ok(json!({"dataset": version.manifest.name().to_string(), "bytes": bytes}))
+    }
+
+    async fn verify(&self, version: &LocalVersion) -> Answer {
+        let (answer, answered) = oneshot::channel();
+        let ask = Ask::Verify { digest: version.manifest.digest(), answer };
+        let stops = || refusal(6, "the agent is stopping");
+        self.inputs.send(Input::Ask(ask)).await.map_err(|_| stops())?;
+        let report = answered.await.map_err(|_| stops())?;
+        let failures: Vec<Value> = report
+            .failures
+            .iter()
+            .map(|f| json!({"key": f.key, "piece": f.has_piece.then_some(f.piece), "expected": f.expected, "actual": f.actual, "detail": f.detail}))
+            .collect();
+        if let Some(first) = report.failures.first() {
+            let detail = format!("{}: {} (repair has begun)", first.key, first.detail);
+            return Err(refusal(5, detail));
+        }
+        Ok(json!({"shards_checked": report.shards_checked, "bytes_checked": report.bytes_checked, "failures": failures}))
+    }
+
+    /// Sends progress lines until the version is ready, failed, or the time is over.
+    async fn wait(
+        &self,
+        dataset: &str,
+        timeout_ms: Option<u64>,
+        write: &mut (impl AsyncWriteExt + Unpin),
+    ) -> std::io::Result<Answer> {
+        let until = timeout_ms.map(|ms| Instant::now() + Duration::from_millis(ms));
+        let mut shown = None;
+        loop {
+            let found = self.find(dataset).await;
+            let version = match found {
+                Ok(version) => Some(version),
+                Err(refusal) if refusal.code == 4 => None,
+                Err(refusal) => return Ok(Err(refusal)),
+            };
+            if let Some(version) = &version {
+                let progress = version.progress.borrow().clone();
+                if let Some((code, reason)) = progress.failed {
+                    return Ok(Err(refusal(code, reason)));
+                }
+                if version.is_ready() {
+                    return Ok(path(version, None));
+                }
+            }
+            let line = version.as_ref().map(|v| version_status(v)).unwrap_or(json!({"state": "absent"}));
+            if shown.as_ref() != Some(&line) {
+                send(write, &json!({"progress": line})).await?;
+                shown = Some(line);
+            }
+            let tick = Instant::now() + Duration::from_millis(200);
+            let next = until.map_or(tick, |until| until.min(tick));
+            match &version {
+                Some(version) => {
+                    let mut changes = version.progress.subscribe();
+                    let ready = changes.wait_for(|p| p.failed.is_some() || p.closed || p.sealed.len() == u64::from(version.manifest.layout().shards()));
+                    let _ = tokio::time::timeout_at(next, ready).await;
+                }
+                None => tokio::time::sleep_until(next).await,
+            }
+            if until.is_some_and(|until| Instant::now() >= until) && !version.as_ref().is_some_and(|v| v.is_ready()) {
+                let state = version.map_or("not staged here".to_owned(), |v| waiting_for(&v));
+                return Ok(Err(refusal(4, format!("{dataset} is not ready in time on node {}: {state}", self.node))));
+            }
+        }
+    }
+}
+
+fn waiting_for(version: &LocalVersion) -> String {
+    let (progress, layout) = (version.progress.borrow(), version.manifest.layout());
+    let total = u64::from(layout.shards());
+    format!("{} of {total} shards visible, {} of {} bytes", progress.sealed.len(), progress.bytes_ready, layout.bytes())
+}
+
+fn version_status(version: &LocalVersion) -> Value {
+    let (progress, layout) = (version.progress.borrow(), version.manifest.layout());
+    let ready = progress.sealed.len() == u64::from(layout.shards());
+    let state = match (&progress.failed, ready) {
+        (Some(_), _) => "failed",
+        (None, true) => "ready",
+        (None, false) if progress.bytes_ready >= layout.bytes() => "verifying",
+        (None, false) => "receiving",
+    };
+    json!({
+        "dataset": version.manifest.name().to_string(), "digest": version.manifest.digest().to_string(), "state": state,
+        "shards_ready": progress.sealed.len(), "shards_total": layout.shards(),
+        "bytes_ready": progress.bytes_ready.min(layout.bytes()), "bytes_total": layout.bytes(),
+        "reason": progress.failed.as_ref().map(|(_, reason)| reason),
+    })
+}
+
+/// The path of one visible shard, or of the version's directory when all of them are.
+fn path(version: &LocalVersion, key: Option<&str>) -> Answer {
+    let name = version.manifest.name();
+    match key {
+        Some(key) => {
+            let Some((shard, _)) = version.manifest.find(key) else {
+                return Err(refusal(3, format!("{name} has no shard {key:?}; run: millstream dataset show {name}")));
+            };
+            if !version.progress.borrow().sealed.contains(shard) {
+                return Err(refusal(4, format!("{key:?} of {name} is not verified here yet ({})", waiting_for(version))));
+            }
+            Ok(json!({"dataset": name.to_string(), "path": version.root.join(key).to_string_lossy()}))
+        }
+        None if version.is_ready() => {
+            Ok(json!({"dataset": name.to_string(), "path": version.root.to_string_lossy()}))
+        }
+        None => Err(refusal(4, format!("{name} is not ready here: {}", waiting_for(version)))),
+    }
+}

@@ -1,0 +1,240 @@
+//! Putting an agent together, and taking it apart in order.
+
+use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use millstream_agent_core::{AgentConfig, AgentCore};
+use millstream_proto::v1;
+use tokio::net::{TcpListener, UnixListener, UnixStream};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::buffers::Arena;
+use crate::config::{Config, IoMode};
+use crate::control::{CoordinatorLink, MakeHello, keep_session};
+use crate::counters::Counters;
+use crate::driver::{Driver, Parts};
+use crate::limits::DRIVER_INPUTS_MAX;
+use crate::local::LocalState;
+use crate::local_api::{self, LocalApi};
+use crate::storage::{Store, StoreConfig, io};
+use crate::table::PieceTable;
+use crate::transport::tcp::{ServerConfig, TcpConfig, TcpTransport};
+use crate::transport::{PieceSource, faulty};
+use crate::{http, transport, verify};
+
+/// Runs an agent until `shutdown`, then drains within the configured time.
+///
+/// # Errors
+/// What could not be bound, opened or read, and what to do about it.
+pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let config = Arc::new(config);
+    let arena = Arena::new(config.buffer_bytes).context("cannot set up the buffers (flag --buffers)")?;
+    let counters = Arc::new(Counters::default());
+    std::fs::create_dir_all(&config.data_dir)
+        .with_context(|| format!("cannot create the data directory {}", config.data_dir.display()))?;
+    let mode = match config.io {
+        IoMode::Auto => io::Mode::Auto,
+        IoMode::Uring => io::Mode::Uring,
+        IoMode::Blocking => io::Mode::Blocking,
+    };
+    let (engine, choice) = io::probe(mode, &config.data_dir, &arena).await.context("no storage engine (flag --io)")?;
+    if let Some(reason) = &choice.fallback {
+        counters.fallback("uring", "blocking", reason);
+    }
+    let store = Store::open(StoreConfig::new(&config.data_dir, config.capacity_bytes), engine, arena.clone())
+        .await
+        .with_context(|| format!("cannot open the data directory {}", config.data_dir.display()))?;
+    let bound = Bound::new(&config).await?;
+    let table = Arc::new(PieceTable::new(store.clone()));
+    let link = CoordinatorLink::default();
+    let local = Arc::new(LocalState::default());
+    let tasks = TaskTracker::new();
+
+    let mut tcp = TcpConfig::new(&config.node);
+    tcp.connections_per_peer = config.connections_per_peer;
+    let parts = Parts {
+        config: config.clone(),
+        store: store.clone(),
+        arena: arena.clone(),
+        table: table.clone(),
+        transport: Arc::new(TcpTransport::new(tcp)),
+        local: local.clone(),
+        counters: counters.clone(),
+        link: link.clone(),
+        tasks,
+    };
+    let (inputs, inputs_rx) = mpsc::channel(DRIVER_INPUTS_MAX);
+    let (sessions, sessions_rx) = mpsc::channel(DRIVER_INPUTS_MAX);
+    let core = AgentCore::new(AgentConfig {
+        buffer_bytes: config.buffer_bytes,
+        origin_gets_max: config.origin_concurrency,
+        jitter_seed: rand::random(),
+        ..AgentConfig::default()
+    });
+    let mut driver = Driver::new(parts, core, inputs.clone());
+    driver.open_all(store.datasets_on_disk().await.context("cannot read the data directory")?);
+
+    let peers_down = CancellationToken::new();
+    let server_config = ServerConfig::new(&config.node);
+    let server_stats = server_config.stats.clone();
+    let source: Arc<dyn PieceSource> = match std::env::var("MILLSTREAM_FAULT_SERVE") {
+        Ok(spec) => Arc::new(faulty::FaultySource::from_spec(&spec, table.clone()).map_err(anyhow::Error::msg)?),
+        Err(_) => table.clone(),
+    };
+    let server = tokio::spawn(transport::tcp::serve(bound.peers, source, server_config, peers_down.clone()));
+    tokio::spawn(mirror_sent(counters.clone(), server_stats, shutdown.clone()));
+    if let Some(listener) = bound.http {
+        tokio::spawn(http::serve(listener, counters.clone(), link.clone(), shutdown.clone()));
+    }
+    let api = Arc::new(LocalApi {
+        node: config.node.clone(),
+        io: choice.engine.to_string(),
+        local: local.clone(),
+        store: store.clone(),
+        counters: counters.clone(),
+        link: link.clone(),
+        inputs: inputs.clone(),
+    });
+    tokio::spawn(local_api::serve(bound.socket, api, shutdown.clone()));
+    tokio::spawn(verify::scrub(
+        store.clone(),
+        local,
+        counters.clone(),
+        inputs.clone(),
+        config.scrub_bytes_per_s,
+        shutdown.clone(),
+    ));
+    let hello = make_hello(&config, &store, &choice, bound.addresses.clone());
+    let sessions_task =
+        tokio::spawn(keep_session(config.coordinators.clone(), hello, link, sessions, shutdown.clone()));
+    drop(inputs);
+    announce(&config, &bound.addresses)?;
+
+    let drain = config.drain_timeout;
+    let mut driving = tokio::spawn(driver.run(inputs_rx, sessions_rx, shutdown.clone()));
+    tokio::select! {
+        ended = &mut driving => {
+            if !shutdown.is_cancelled() {
+                ended.context("the driver failed")?;
+                bail!("the driver stopped by itself");
+            }
+        }
+        () = shutdown.cancelled() => {}
+    }
+    peers_down.cancel();
+    let drained = tokio::time::timeout(drain, async {
+        let _ = driving.await;
+        let _ = server.await;
+        let _ = sessions_task.await;
+    });
+    match drained.await {
+        Ok(()) => tracing::info!("stopped; everything in hand was finished"),
+        Err(_) => tracing::warn!(?drain, "stopped before everything in hand was finished; it is resumed at the next start"),
+    }
+    let _ = std::fs::remove_file(config.socket_path());
+    Ok(())
+}
+
+/// Where the agent is reached.
+#[derive(Clone, Debug)]
+struct Addresses {
+    peers: SocketAddr,
+    http: Option<SocketAddr>,
+}
+
+struct Bound {
+    peers: TcpListener,
+    http: Option<TcpListener>,
+    socket: UnixListener,
+    addresses: Addresses,
+}
+
+impl Bound {
+    async fn new(config: &Config) -> anyhow::Result<Bound> {
+        let peers = TcpListener::bind(&config.listen)
+            .await
+            .with_context(|| format!("cannot listen for peers on {} (flag --listen)", config.listen))?;
+        let http = match &config.http {
+            Some(address) => Some(
+                TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address} (flag --http)"))?,
+            ),
+            None => None,
+        };
+        let addresses = Addresses {
+            peers: peers.local_addr()?,
+            http: http.as_ref().map(TcpListener::local_addr).transpose()?,
+        };
+        let socket = bind_socket(&config.socket_path()).await?;
+        Ok(Bound { peers, http, socket, addresses })
+    }
+}
+
+/// A socket file that nobody listens on is left over from a killed agent, and replaced.
+async fn bind_socket(path: &Path) -> anyhow::Result<UnixListener> {
+    if UnixStream::connect(path).await.is_ok() {
+        bail!("another agent listens on {}; stop it, or choose another path with --socket", path.display());
+    }
+    let _ = std::fs::remove_file(path);
+    let listener = UnixListener::bind(path)
+        .with_context(|| format!("cannot create the socket {} (flag --socket)", path.display()))?;
+    // Whoever may enter the directory may ask for paths; the files are world-readable anyway.
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o666))?;
+    Ok(listener)
+}
+
+fn make_hello(config: &Arc<Config>, store: &Arc<Store>, choice: &io::Choice, bound: Addresses) -> MakeHello {
+    let (config, store, choice) = (config.clone(), store.clone(), choice.clone());
+    let boot_id = rand::random();
+    Arc::new(move |towards| {
+        let reach = |address: SocketAddr| match towards {
+            Some(ip) if address.ip().is_unspecified() => SocketAddr::new(ip, address.port()).to_string(),
+            _ => address.to_string(),
+        };
+        v1::Hello {
+            protocol: millstream_proto::PROTOCOL,
+            node: config.node.clone(),
+            agent_version: env!("CARGO_PKG_VERSION").into(),
+            listen: config.advertise.clone().unwrap_or_else(|| reach(bound.peers)),
+            http: bound.http.map(reach).unwrap_or_default(),
+            labels: config.labels.clone().into_iter().collect(),
+            transports: vec!["tcp".into()],
+            io: choice.engine.to_string(),
+            io_reason: choice.fallback.clone().unwrap_or_default(),
+            capacity_bytes: store.usage().capacity_bytes,
+            boot_id,
+            digests: store.open_digests().iter().map(|d| d.0.to_vec()).collect(),
+        }
+    })
+}
+
+/// The server counts what it sent; the heartbeat and `/metrics` read it here.
+async fn mirror_sent(
+    counters: Arc<Counters>,
+    stats: Arc<transport::tcp::ServerStats>,
+    shutdown: CancellationToken,
+) {
+    let mut tick = tokio::time::interval(Duration::from_millis(200));
+    while !shutdown.is_cancelled() {
+        tick.tick().await;
+        counters.sent_tcp.set(stats.sent_bytes());
+    }
+}
+
+fn announce(config: &Config, addresses: &Addresses) -> anyhow::Result<()> {
+    tracing::info!(node = config.node, peers = %addresses.peers, socket = %config.socket_path().display(), "agent is up");
+    let Some(path) = &config.ready_file else { return Ok(()) };
+    let json = serde_json::json!({
+        "role": "agent", "node": config.node, "listen": addresses.peers.to_string(),
+        "http": addresses.http.map(|a| a.to_string()), "socket": config.socket_path(),
+    });
+    let partial = path.with_extension("partial");
+    std::fs::write(&partial, json.to_string())
+        .and_then(|()| std::fs::rename(&partial, path))
+        .with_context(|| format!("cannot write {} (flag --ready-file)", path.display()))
+}
