@@ -42,7 +42,7 @@ fn refuse<T>(field: &'static str, reason: impl Into<String>) -> Result<T, Conver
 pub fn runs_to_set(runs: &v1::Runs) -> Result<RunSet, ConvertError> {
     const FIELD: &str = "runs";
     let flat = &runs.start_len;
-    if flat.len() % 2 != 0 {
+    if !flat.len().is_multiple_of(2) {
         return refuse(FIELD, "a start without a length");
     }
     if flat.len() / 2 > RUNS_MAX {

@@ -9,7 +9,8 @@ use arrow::buffer::Buffer;
 use arrow::datatypes::UInt64Type;
 use arrow::ipc::convert::try_fb_to_schema;
 use arrow::ipc::reader::{FileDecoder, read_footer_length};
-use arrow::ipc::{Block, root_as_footer};
+use arrow::ipc::{Block, root_as_footer, root_as_message};
+use millstream_types::limits::SHARDS_MAX;
 use millstream_types::{DatasetRef, Digest};
 
 use super::*;
@@ -137,6 +138,7 @@ fn read_batches(bytes: &[u8]) -> Result<(Metadata, Vec<RecordBatch>), ManifestDe
         }
         at = end;
         let data = Buffer::from(&body[start..end]);
+        check_message(&data, block).map_err(not_arrow)?;
         let batch = decoder.read_record_batch(block, &data).map_err(not_arrow)?;
         batches.push(batch.ok_or_else(|| not_arrow("a block without a batch"))?);
     }
@@ -149,6 +151,59 @@ fn block_bounds(block: &Block, body_len: usize) -> Option<(usize, usize)> {
     let data = usize::try_from(block.bodyLength()).ok()?;
     let end = start.checked_add(meta)?.checked_add(data)?;
     (end <= body_len && meta >= 8).then_some((start, end))
+}
+
+/// Sizes of what is in the buffers of a batch, which the order of [`fields`] gives: validity, then offsets and bytes or
+/// values.
+const ELEMENT_BYTES: [i64; 23] = [
+    1, 4, 1, // key
+    1, 8, // length
+    1, 4, 1, // etag
+    1, 4, 1, // version_id
+    1, 4, 1, // checksum_algorithm
+    1, 4, 1, // checksum
+    1, 4, 1, 8, // piece_crcs and their values
+    1, 8, // crc64nvme
+];
+
+/// What Arrow's reader asserts about a message instead of checking it.
+fn check_message(data: &[u8], block: &Block) -> Result<(), String> {
+    let meta_len = block.metaDataLength() as usize;
+    let (meta, body) = data.split_at_checked(meta_len).ok_or("a short block")?;
+    // A marker and the length come first; files of old have the length only.
+    let skip = if meta.starts_with(&[0xff; 4]) { 8 } else { 4 };
+    let message = meta.get(skip..).ok_or("a short message")?;
+    let message = root_as_message(message).map_err(|e| e.to_string())?;
+    let batch = message.header_as_record_batch().ok_or("no record batch")?;
+    if batch.compression().is_some() {
+        return Err("compressed".to_owned());
+    }
+    let count = |n: i64, max: usize| usize::try_from(n).is_ok_and(|n| n <= max);
+    // No column has less than a bit per row, nor a list less than a byte per value.
+    let values_max = body.len().saturating_mul(8);
+    if !count(batch.length(), SHARDS_MAX) {
+        return Err("too many rows".to_owned());
+    }
+    for node in batch.nodes().into_iter().flatten() {
+        if !count(node.length(), values_max) || !count(node.null_count(), values_max) {
+            return Err("a column longer than its bytes".to_owned());
+        }
+    }
+    let buffers = batch.buffers().ok_or("no buffers")?;
+    if buffers.len() != ELEMENT_BYTES.len() {
+        return Err(format!("{} buffers", buffers.len()));
+    }
+    for (buffer, element) in buffers.iter().zip(ELEMENT_BYTES) {
+        let end = buffer.offset().checked_add(buffer.length());
+        let inside = end.is_some_and(|end| count(end, body.len()));
+        if !inside || buffer.offset() < 0 || buffer.length() < 0 {
+            return Err("a buffer outside its block".to_owned());
+        }
+        if buffer.length() % element != 0 || buffer.offset() % 8 != 0 {
+            return Err("a buffer that ends within a value".to_owned());
+        }
+    }
+    Ok(())
 }
 
 fn check_columns(schema: &Schema) -> Result<(), ManifestDecodeError> {
