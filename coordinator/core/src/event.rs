@@ -30,6 +30,8 @@ pub struct NodeInfo {
     pub capacity_bytes: u64,
     /// Bytes in use when it joined.
     pub used_bytes: u64,
+    /// Differs for each start of its process; zero when unknown. Orders of an earlier process are lost.
+    pub boot_id: u64,
 }
 
 /// How a stage places shards.

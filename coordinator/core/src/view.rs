@@ -105,3 +105,36 @@ pub struct DatasetFailures {
     /// Shards that failed for good.
     pub shards: Vec<ShardFailure>,
 }
+
+/// What the core counted since it began.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Assignments handed out.
+    pub assignments: u64,
+    /// Of those, leases on the origin.
+    pub origin_leases: u64,
+    /// Assignments that ended well.
+    pub done: u64,
+    /// Assignments given back by nodes.
+    pub failed: u64,
+    /// Extents handed out again (failure, lost node, expired lease, overdue source).
+    pub requeues: u64,
+    /// Of those, because the source was too slow.
+    pub overdue: u64,
+    /// Origin leases that ran out.
+    pub leases_expired: u64,
+    /// Times that a source was put in quarantine.
+    pub quarantines: u64,
+    /// Rounds of doubt about what was read of a shard.
+    pub disputes: u64,
+    /// Shards that failed for good.
+    pub shards_failed: u64,
+    /// Piece checksums learned.
+    pub checksums_learned: u64,
+    /// Bytes read from the origin, as reported.
+    pub origin_bytes: u64,
+    /// Bytes received from peers, as reported.
+    pub peer_bytes: u64,
+    /// Events that named something unknown, or no longer valid.
+    pub ignored: u64,
+}
