@@ -6,9 +6,12 @@
 
 mod agent;
 pub mod config;
+mod dataset;
 
 pub mod event;
 pub mod limits;
+mod order;
+mod owners;
 pub mod wire;
 
 pub use agent::AgentCore;

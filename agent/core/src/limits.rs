@@ -47,3 +47,6 @@ pub const DISK_RETRIES_MAX: u32 = 1;
 pub const SEAL_RETRIES_MAX: u32 = 2;
 /// Peers whose state is kept; idle ones are forgotten first.
 pub const PEERS_MAX: usize = 8_192;
+/// Times that a peer may say it does not have a piece, before that counts against it: its own order for the piece
+/// travels on another connection and may come later than our question.
+pub const NOT_HAVE_GRACE: u32 = 3;
