@@ -3,3 +3,5 @@
 pub mod buffers;
 pub mod limits;
 pub mod piece;
+pub mod storage;
+pub mod transport;

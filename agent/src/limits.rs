@@ -39,3 +39,74 @@ pub const SLOT_BYTES_MIN: usize = 64 * 1024;
 pub const ARENA_BYTES_MAX: u64 = 1 << 40;
 /// What O_DIRECT wants of addresses, offsets and lengths: the largest logical block of the disks we know.
 pub const IO_ALIGN: usize = 4096;
+
+// -------------------------------------------------------------- transport
+
+/// Requests in flight on one connection: hides the round trip at any rate with the smallest pieces, and bounds what
+/// a peer can make this node remember.
+pub const REQUESTS_PER_CONNECTION_MAX: usize = 64;
+/// A second connection is opened when the first has this many requests in flight: fewer mean that the requester,
+/// not the connection, is the limit.
+pub const GROW_AT_REQUESTS: usize = 8;
+/// Peers that are remembered: the largest cluster, twice.
+pub const PEERS_MAX: usize = 8192;
+/// How often a request is sent again because its connection closed before it was sent.
+pub const FETCH_SENDS_MAX: usize = 3;
+/// Name lookup, connection and greeting: a live peer in the same cluster takes milliseconds.
+pub const PEER_CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// First and longest wait before a peer that failed is connected to again; half of it is random.
+pub const PEER_BACKOFF_MIN: Duration = Duration::from_millis(100);
+/// See [`PEER_BACKOFF_MIN`].
+pub const PEER_BACKOFF_MAX: Duration = Duration::from_secs(5);
+/// A connection on which nothing is asked for is closed by the asking side after this time; extents come more often.
+pub const PEER_IDLE_CLOSE: Duration = Duration::from_secs(60);
+/// The serving side closes idle connections later, so that it is normally not the one to do it.
+pub const PEER_SERVER_IDLE_CLOSE: Duration = Duration::from_secs(300);
+/// A peer that owes answers and says nothing is pinged after this time, and given up after three times as much.
+pub const PEER_SILENCE: Duration = Duration::from_secs(5);
+/// A connection that does not introduce itself holds a socket and a task for nothing.
+pub const PEER_HELLO_TIMEOUT: Duration = Duration::from_secs(5);
+/// A receiver that takes no byte for this long is stuck; its buffers are wanted elsewhere.
+pub const PEER_WRITE_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a drain may take: a few of the largest pieces on a slow link.
+pub const PEER_DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
+/// TCP keep-alive: first probe on a quiet connection; two more at a third of the distance.
+pub const PEER_KEEPALIVE: Duration = Duration::from_secs(15);
+/// Bytes that stay unacknowledged this long end the connection: the other node or the path is gone.
+pub const PEER_UNACKED_TIMEOUT: Duration = Duration::from_secs(20);
+/// Connections served at once: two from each node of a large cluster.
+pub const PEER_CONNECTIONS_MAX: usize = 4096;
+/// Connections from one address: many agents may share one in tests and demos, a stranger gets no more.
+pub const PEER_CONNECTIONS_PER_IP_MAX: usize = 128;
+/// A listener that is out of descriptors tries again after this time.
+pub const ACCEPT_RETRY: Duration = Duration::from_millis(50);
+/// Shortest interval at which a connection looks after its timeouts, whatever the configuration.
+pub const PEER_TICK_MIN: Duration = Duration::from_millis(5);
+/// One read of piece bytes: large enough that the call is cheap, small enough that the bytes are still in the core's
+/// cache when they are summed.
+pub const PEER_READ_BYTES: usize = 256 * 1024;
+/// A receiver sleeps until this many bytes of a piece have come: fewer wake-ups on slow links.
+pub const PEER_LOW_WATER_MAX: usize = 256 * 1024;
+/// System calls on one connection before other tasks of the worker get their turn.
+pub const STEPS_PER_TURN: usize = 16;
+/// Requests are read in chunks of this size: dozens of them.
+pub const REQUEST_BUFFER_BYTES: usize = 4096;
+/// Frames (not pieces) that may wait to be sent; a peer for which more wait is not reading.
+pub const OUT_FRAMES_BYTES_MAX: usize = 64 * 1024;
+/// Pieces in memory that a connection holds while they wait for their turn; others are opened again when it comes,
+/// so that one slow receiver does not hold the arena.
+pub const READY_PIECES_MAX: usize = 2;
+/// Cold pieces read from the disk at once for serving: keeps a disk busy, leaves blocking threads to others.
+pub const COLD_READS_MAX: usize = 8;
+/// Distance between the places that are probed for being in the page cache: its read-ahead works in such steps.
+pub const WARM_PROBE_BYTES: usize = 256 * 1024;
+/// One blocking read of a cold piece.
+pub const WARM_READ_BYTES: usize = 256 * 1024;
+/// Reads and writes at once on blocking threads: more do not make a disk faster, and threads cost memory.
+pub const BLOCKING_JOBS_MAX: usize = 8;
+/// Reads and writes at once in the ring: 2 to 8 saturate a disk; more only serve many small pieces.
+pub const URING_DEPTH: u32 = 32;
+/// Submission queue of the ring: room for every operation in flight.
+pub const URING_ENTRIES: u32 = 64;
+/// Operations that may wait for the ring; senders then wait, each with its own slot.
+pub const URING_WAITING_MAX: usize = 256;

@@ -10,8 +10,7 @@ enum Op {
 
 fn op() -> impl Strategy<Value = Op> {
     prop_oneof![
-        (0u32..7, 1usize..1000)
-            .prop_map(|(class, less)| Op::Take((SLOT_BYTES_MIN << class) - less)),
+        (0u32..7, 1usize..1000).prop_map(|(class, less)| Op::Take((SLOT_BYTES_MIN << class) - less)),
         any::<usize>().prop_map(Op::Give),
     ]
 }
@@ -51,10 +50,7 @@ fn too_long_is_none() {
     let arena = Arena::new(1).unwrap();
     assert!(arena.try_slot(CHUNK_BYTES + 1).is_none());
     assert!(arena.try_slot(usize::MAX).is_none());
-    assert!(matches!(
-        Arena::new(u64::MAX),
-        Err(ArenaError::TooLarge { .. })
-    ));
+    assert!(matches!(Arena::new(u64::MAX), Err(ArenaError::TooLarge { .. })));
 }
 
 #[tokio::test]
@@ -67,10 +63,7 @@ async fn waiters_are_served_in_order_and_not_overtaken() {
     assert!(small.as_mut().now_or_never().is_none());
     drop(all);
     assert!(arena.try_slot(1).is_none(), "others wait");
-    assert!(
-        small.as_mut().now_or_never().is_none(),
-        "the first in line is another"
-    );
+    assert!(small.as_mut().now_or_never().is_none(), "the first in line is another");
     let got = big.await;
     drop(got);
     small.await;
