@@ -1,1 +1,4 @@
-//! placeholder
+//! store stub
+pub mod config;
+pub mod limits;
+pub mod store;

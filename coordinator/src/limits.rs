@@ -1,0 +1,93 @@
+//! Limits of the coordinator's shell, each with its reason.
+
+use std::time::Duration;
+
+/// Inputs of the driver that wait: a full queue makes sessions stop reading, which is back-pressure to the agents.
+pub const INPUTS_MAX: usize = 4096;
+/// Inputs that are applied before the orders are drained: amortises the drain, and keeps an order's delay below
+/// what this many inputs cost (a few milliseconds).
+pub const INPUTS_PER_ROUND: usize = 256;
+/// Batches that wait for one agent. A session that falls this far behind is ended: it reconnects and sends what it
+/// has, which is cheaper than remembering orders that are stale by then.
+pub const NODE_QUEUE_MAX: usize = 1024;
+/// Messages in one batch to an agent: an assignment is about 100 bytes, so a batch stays far below
+/// [`GRPC_MESSAGE_BYTES_MAX`].
+pub const BATCH_MESSAGES_MAX: usize = 4096;
+/// Largest gRPC message in either direction: an inventory of [`millstream_proto::limits::RUNS_MAX`] runs.
+pub const GRPC_MESSAGE_BYTES_MAX: usize = 64 << 20;
+/// Connections at the gRPC port: 4,096 agents and as many clients.
+pub const GRPC_CONNECTIONS_MAX: usize = 8192;
+/// Requests at a time on one gRPC connection: an agent has a session and a few manifests.
+pub const GRPC_STREAMS_PER_CONNECTION_MAX: u32 = 64;
+/// Connections at the HTTP port: dashboards, probes, scrapers.
+pub const HTTP_CONNECTIONS_MAX: usize = 512;
+/// A request body at the HTTP port: nothing there takes one.
+pub const HTTP_BODY_BYTES_MAX: usize = 16 << 10;
+/// Time to send the head of an HTTP request: ends connections that only hold a place.
+pub const HTTP_HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+/// Time to answer one HTTP request: the driver answers in milliseconds, or is stuck.
+pub const HTTP_REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+/// Silence on a gRPC connection before it is pinged, and how long the answer may take: finds dead hosts in 20 s
+/// where heartbeats do not (clients).
+pub const KEEPALIVE: Duration = Duration::from_secs(10);
+/// Time for an agent to say hello once its session is open.
+pub const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
+/// Nodes that are remembered, present or not: four times the largest cluster simulated. One that is gone and not
+/// named by a stage makes room.
+pub const NODES_MAX: usize = 16_384;
+/// Dataset versions in the catalog: each has its manifest's geometry in memory.
+pub const DATASETS_MAX: usize = 100_000;
+/// Stages that are remembered; the oldest finished ones make room.
+pub const STAGES_MAX: usize = 10_000;
+/// Clients that wait or verify at a time: one per trainer process of a large job that starts at once.
+pub const WATCHERS_MAX: usize = 65_536;
+/// Progress messages that wait for a slow client: only the newest counts.
+pub const PROGRESS_QUEUE_MAX: usize = 16;
+/// Nodes named one by one in a progress message or an error: people read the first few.
+pub const NODES_NAMED_MAX: usize = 64;
+/// Pause between two looks at a wait's progress.
+pub const WAIT_TICK: Duration = Duration::from_millis(250);
+/// Pause between two looks when something was sealed or failed: what a caller of `wait` may lose at the end.
+pub const WAIT_TICK_DIRTY: Duration = Duration::from_millis(20);
+/// A wait without news sends its progress anyway after this, so that proxies keep the stream and clients know.
+pub const WAIT_KEEPALIVE: Duration = Duration::from_secs(10);
+/// Time for agents to answer an evict order: deleting large files takes a while.
+pub const EVICT_TIMEOUT: Duration = Duration::from_secs(60);
+/// Shards in one page of `dataset show`, and the default.
+pub const PAGE_MAX: u32 = 10_000;
+/// Shards in a page when the client does not say.
+pub const PAGE_DEFAULT: u32 = 1_000;
+/// Adding datasets at a time: each lists an origin and holds a manifest in memory.
+pub const ADDS_MAX: usize = 4;
+/// Checksum requests (HEAD) in flight per added dataset: about what one S3 prefix answers at ease.
+pub const CHECKSUM_HEADS_MAX: usize = 64;
+/// Bytes of a manifest in one message to an agent.
+pub const MANIFEST_CHUNK_BYTES: usize = 1 << 20;
+/// Chunks of a manifest that wait for a slow agent.
+pub const MANIFEST_CHUNKS_MAX: usize = 4;
+/// Store requests that wait for the disk.
+pub const STORE_JOBS_MAX: usize = 1024;
+/// How long learned checksums gather before they are committed together: losing the last of them in a crash costs
+/// reading a few pieces again.
+pub const GROUP_COMMIT: Duration = Duration::from_millis(100);
+/// Pieces per durable checksum row (8 KiB): bounds what a commit rewrites, also for a shard of a terabyte and for a
+/// million shards of one piece.
+pub const CHECKSUM_ROW_PIECES: u32 = 1024;
+/// Lines of the audit log that are kept.
+pub const AUDIT_LINES_MAX: u64 = 10_000;
+/// Bytes of one line of the audit log.
+pub const AUDIT_LINE_BYTES_MAX: usize = 4096;
+/// Notices (quarantines, failed shards, expired leases) that the status page shows.
+pub const NOTICES_MAX: usize = 100;
+/// Bytes of words from an agent (reasons, errors) that are kept and shown.
+pub const REASON_BYTES_MAX: usize = 1024;
+/// Fallback kinds per node: transports, reasons and I/O engines multiply to a few dozen.
+pub const FALLBACKS_MAX: usize = 64;
+/// Last errors per node.
+pub const NODE_ERRORS_MAX: usize = 16;
+/// Longest URL of an origin.
+pub const URL_BYTES_MAX: usize = 4096;
+/// Highest priority of a stage.
+pub const PRIORITY_MAX: u32 = 1_000;
+/// Memory for pages of the store: the catalog is read at the start and when agents open versions.
+pub const STORE_CACHE_BYTES: usize = 64 << 20;
