@@ -8,7 +8,7 @@ use crate::config::{AgentSettings, ClientSettings, CoordinatorSettings, Span};
 
 /// Millstream keeps the training data of a GPU cluster on the nodes that are about to read it.
 #[derive(Parser, Debug)]
-#[command(name = "millstream", version, propagate_version = true, max_term_width = 110)]
+#[command(name = "millstream", version, max_term_width = 110)]
 #[command(
     after_help = "Exit codes: 0 ok, 2 usage, 3 unknown dataset/version/node/key, 4 not ready in time, 5 integrity \
 failure, 6 coordinator or agent unreachable, 7 no space, 8 conflict, 9 denied, 1 anything else, 130 interrupted."
@@ -151,7 +151,7 @@ pub struct AddArgs {
     pub name: String,
     /// Where it is: s3://bucket/prefix, gs://, az://, http(s)://, file:///directory
     pub url: String,
-    /// The version's name [default: chosen by the coordinator]
+    /// The name of this version [default: chosen by the coordinator]
     #[arg(long, value_name = "V")]
     pub version: Option<String>,
     /// Data that trainers read, or a checkpoint that they wrote
