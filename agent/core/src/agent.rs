@@ -11,9 +11,7 @@ mod verdicts;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use millstream_types::{
-    AssignmentId, Crc64, DatasetId, Layout, OriginChecksum, PieceNo, PieceRange, RunSet, Time,
-};
+use millstream_types::{AssignmentId, Crc64, DatasetId, Layout, OriginChecksum, PieceNo, PieceRange, RunSet, Time};
 
 use crate::config::AgentConfig;
 use crate::dataset::{Dataset, PieceState};
@@ -138,64 +136,33 @@ impl AgentCore {
     /// Takes one event in. Drain [`poll_action`](Self::poll_action) afterwards; several events may come before.
     pub fn handle_event(&mut self, now: Time, event: Event) {
         match event {
-            Event::Opened {
-                dataset,
-                layout,
-                shard_checksums,
-                known,
-                have,
-                sealed,
-            } => {
+            Event::Opened { dataset, layout, shard_checksums, known, have, sealed } => {
                 let facts = (layout, shard_checksums);
                 self.opened(now, dataset, facts, &known, &have, &sealed);
             }
             Event::Closed { dataset } => self.closed(now, dataset),
             Event::Assigned(assignment) => self.assigned(now, assignment),
             Event::Cancelled(id) => self.cancel(now, id),
-            Event::Checksums {
-                dataset,
-                first,
-                crcs,
-            } => self.checksums(now, dataset, first, crcs),
-            Event::PieceReceived {
-                fetch,
-                dataset,
-                piece,
-                actual,
-                source: _,
-            } => self.received(now, fetch, dataset, piece, actual),
+            Event::Checksums { dataset, first, crcs } => self.checksums(now, dataset, first, crcs),
+            Event::PieceReceived { fetch, dataset, piece, actual, source: _ } => {
+                self.received(now, fetch, dataset, piece, actual)
+            }
             Event::FetchEnded { fetch, result } => self.fetch_ended(now, fetch, result),
             Event::PieceWritten { dataset, piece } => self.written(now, dataset, piece),
-            Event::WriteFailed {
-                dataset,
-                piece,
-                kind,
-                detail,
-            } => self.write_failed(now, dataset, piece, kind, detail),
+            Event::WriteFailed { dataset, piece, kind, detail } => self.write_failed(now, dataset, piece, kind, detail),
             Event::ShardSealed { dataset, shard } => self.shard_sealed(dataset, shard),
-            Event::SealMismatch {
-                dataset,
-                shard,
-                expected,
-                actual,
-            } => self.seal_mismatch(dataset, shard, expected, actual),
-            Event::SealFailed {
-                dataset,
-                shard,
-                detail,
-            } => self.seal_failed(now, dataset, shard, detail),
+            Event::SealMismatch { dataset, shard, expected, actual } => {
+                self.seal_mismatch(dataset, shard, expected, actual)
+            }
+            Event::SealFailed { dataset, shard, detail } => self.seal_failed(now, dataset, shard, detail),
             Event::DiscardShard { dataset, shard } => self.discard_shard(now, dataset, shard),
-            Event::ShardLost {
-                dataset,
-                shard,
-                reason,
-            } => self.shard_lost(now, dataset, shard, reason),
+            Event::ShardLost { dataset, shard, reason } => self.shard_lost(now, dataset, shard, reason),
             Event::BuffersFree { bytes } => {
                 let room = self.charged_bytes.saturating_add(bytes);
                 self.budget_bytes = room.min(self.config.buffer_bytes);
             }
         }
-        self.pump(now);
+        self.handle_timeout(now);
     }
 
     /// The moment of [`poll_timeout`](Self::poll_timeout) has come (or passed).
@@ -251,25 +218,19 @@ impl AgentCore {
             return self.early_order_covers(dataset, piece);
         };
         piece < d.layout.pieces()
-            && (d.state(piece) != PieceState::Missing
-                || self.owners.owner(dataset, piece).is_some())
+            && (d.state(piece) != PieceState::Missing || self.owners.owner(dataset, piece).is_some())
     }
 
     fn early_order_covers(&self, dataset: DatasetId, piece: PieceNo) -> bool {
         let early = self.early.get(&dataset).map_or(&[][..], Vec::as_slice);
-        early
-            .iter()
-            .any(|e| matches!(e, Early::Assigned(a) if a.pieces.contains(&piece)))
+        early.iter().any(|e| matches!(e, Early::Assigned(a) if a.pieces.contains(&piece)))
     }
 
     fn opened(
         &mut self,
         now: Time,
         id: DatasetId,
-        (layout, shard_checksums): (
-            std::sync::Arc<Layout>,
-            std::sync::Arc<[Option<OriginChecksum>]>,
-        ),
+        (layout, shard_checksums): (std::sync::Arc<Layout>, std::sync::Arc<[Option<OriginChecksum>]>),
         known: &[(PieceNo, Vec<Crc64>)],
         have: &RunSet,
         sealed: &RunSet,
@@ -300,7 +261,8 @@ impl AgentCore {
         let keys: Vec<_> = keys.map(|(key, _)| *key).collect();
         for key in keys {
             if let Some(writing) = self.writing.remove(&key) {
-                self.charged_bytes -= writing.bytes;
+                let copies = u64::from(writing.stale) + u64::from(writing.live);
+                self.charged_bytes -= writing.bytes * copies;
             }
         }
         self.owners.forget(id);
@@ -325,11 +287,7 @@ impl AgentCore {
 
     fn flush_reads(&mut self) {
         for (dataset, first, crcs) in self.reads.drain(..) {
-            let report = Report::PiecesRead {
-                dataset,
-                first,
-                crcs,
-            };
+            let report = Report::PiecesRead { dataset, first, crcs };
             self.actions.push_back(Action::Report(report));
         }
     }

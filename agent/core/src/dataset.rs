@@ -2,9 +2,7 @@
 
 use std::sync::Arc;
 
-use millstream_types::{
-    Crc64, Layout, OriginChecksum, PieceCombiner, PieceNo, PieceRange, RunSet, ShardNo,
-};
+use millstream_types::{Crc64, Layout, OriginChecksum, PieceCombiner, PieceNo, PieceRange, RunSet, ShardNo};
 
 /// `expected` holds the piece's checksum.
 const KNOWN: u8 = 1;
@@ -81,12 +79,7 @@ impl Dataset {
             expected: vec![Crc64::default(); pieces as usize],
             flags: vec![0; pieces as usize],
             shards: vec![
-                Shard {
-                    written: 0,
-                    sealing: Sealing::Open,
-                    stale_answers: 0,
-                    failures: 0,
-                };
+                Shard { written: 0, sealing: Sealing::Open, stale_answers: 0, failures: 0 };
                 layout.shards() as usize
             ],
             layout,
@@ -170,10 +163,7 @@ impl Dataset {
 
     /// Would the coordinator's word make bytes wrong that are here already?
     pub fn contradicts(&self, piece: PieceNo, crc: Crc64) -> bool {
-        let here = matches!(
-            self.state(piece),
-            PieceState::Accepted | PieceState::Written
-        );
+        let here = matches!(self.state(piece), PieceState::Accepted | PieceState::Written);
         here && self.expected(piece).is_some_and(|known| known != crc)
     }
 

@@ -13,9 +13,7 @@
 
 use std::sync::Arc;
 
-use millstream_types::{
-    AssignmentId, Crc64, DatasetId, Layout, OriginChecksum, PieceNo, PieceRange, RunSet, ShardNo,
-};
+use millstream_types::{AssignmentId, Crc64, DatasetId, Layout, OriginChecksum, PieceNo, PieceRange, RunSet, ShardNo};
 
 /// A peer, numbered by the shell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

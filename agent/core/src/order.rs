@@ -100,11 +100,7 @@ impl Order {
         self.rounds += 1;
         self.next_alternate = 0;
         self.source = self.primary;
-        if self.rounds < limits::PEER_ROUNDS_MAX {
-            Next::Pause(self.rounds)
-        } else {
-            Next::GiveUp
-        }
+        if self.rounds < limits::PEER_ROUNDS_MAX { Next::Pause(self.rounds) } else { Next::GiveUp }
     }
 
     /// A piece arrived and was right: past failures no longer count.
@@ -122,11 +118,11 @@ impl Order {
 
     /// The next moment at which it needs attention by itself.
     pub fn wake(&self, now: Time) -> Option<Time> {
-        if !self.is_reading() {
-            return None;
+        if self.failing.is_some() {
+            return None; // the disk's answers wake it
         }
-        let wait = (self.wait_until > now && !self.todo.is_empty()).then_some(self.wait_until);
-        let lease = (self.lease_end < Time::NEVER).then_some(self.lease_end);
+        let wait = (self.wait_until > now).then_some(self.wait_until);
+        let lease = (now < self.lease_end && self.lease_end < Time::NEVER).then_some(self.lease_end);
         wait.into_iter().chain(lease).min()
     }
 }
@@ -156,10 +152,7 @@ mod tests {
         let waits: Vec<u64> = (1..40).map(|n| backoff_us(n, 7, AssignmentId(1))).collect();
         assert!(waits.iter().all(|&w| w <= limits::BACKOFF_MAX_US));
         assert!(waits[0] >= limits::BACKOFF_MIN_US / 2 && waits[30] >= limits::BACKOFF_MAX_US / 2);
-        assert_ne!(
-            backoff_us(3, 7, AssignmentId(1)),
-            backoff_us(3, 8, AssignmentId(1))
-        );
+        assert_ne!(backoff_us(3, 7, AssignmentId(1)), backoff_us(3, 8, AssignmentId(1)));
     }
 
     #[test]
@@ -184,9 +177,6 @@ mod tests {
             }
         }
         let peers: Vec<_> = [1, 2, 3, 1, 2, 3, 1, 2, 3].map(PeerId).to_vec();
-        assert_eq!(
-            asked,
-            peers.into_iter().map(Source::Peer).collect::<Vec<_>>()
-        );
+        assert_eq!(asked, peers.into_iter().map(Source::Peer).collect::<Vec<_>>());
     }
 }

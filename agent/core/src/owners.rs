@@ -17,13 +17,14 @@ impl Owners {
         (found == dataset && piece < end).then_some(id)
     }
 
+    /// Has `id` anything within `range`?
+    pub fn has_any(&self, dataset: DatasetId, range: PieceRange, id: AssignmentId) -> bool {
+        let from = (dataset, range.start)..(dataset, range.end);
+        self.owner(dataset, range.start) == Some(id) || self.ranges.range(from).any(|(_, (_, owner))| *owner == id)
+    }
+
     /// Gives `range` to `id`; what it takes from others is returned.
-    pub fn give(
-        &mut self,
-        dataset: DatasetId,
-        range: PieceRange,
-        id: AssignmentId,
-    ) -> Vec<(PieceRange, AssignmentId)> {
+    pub fn give(&mut self, dataset: DatasetId, range: PieceRange, id: AssignmentId) -> Vec<(PieceRange, AssignmentId)> {
         let taken = self.take(dataset, range.clone(), None);
         if range.start < range.end {
             self.ranges.insert((dataset, range.start), (range.end, id));
@@ -51,17 +52,12 @@ impl Owners {
         if range.start >= range.end {
             return taken;
         }
-        let first = self
-            .ranges
-            .range(..=(dataset, range.start))
-            .next_back()
-            .map_or((dataset, range.start), |(key, _)| *key);
+        let first =
+            self.ranges.range(..=(dataset, range.start)).next_back().map_or((dataset, range.start), |(key, _)| *key);
         let keys: Vec<_> = self
             .ranges
             .range(first..(dataset, range.end))
-            .filter(|&(key, &(end, id))| {
-                key.0 == dataset && end > range.start && only.is_none_or(|only| only == id)
-            })
+            .filter(|&(key, &(end, id))| key.0 == dataset && end > range.start && only.is_none_or(|only| only == id))
             .map(|(key, _)| *key)
             .collect();
         for key in keys {
@@ -110,6 +106,8 @@ mod tests {
                     model.retain(|&(d, p), owner| d != dataset || !range.contains(&p) || *owner != id);
                 }
                 for d in [DatasetId(0), DatasetId(1)] {
+                    let any = model.iter().any(|(&(of, p), owner)| of == d && (3..20).contains(&p) && *owner == id);
+                    prop_assert_eq!(owners.has_any(d, 3..20, id), any);
                     for p in 0..45 {
                         prop_assert_eq!(owners.owner(d, p), model.get(&(d, p)).copied());
                     }

@@ -124,10 +124,7 @@ impl StatusCode {
 
     fn from_wire(code: u8) -> Result<StatusCode, WireError> {
         let known = StatusCode::ALL.into_iter().find(|c| *c as u8 == code);
-        known.ok_or(WireError::Code {
-            what: "status",
-            code,
-        })
+        known.ok_or(WireError::Code { what: "status", code })
     }
 }
 
@@ -203,13 +200,7 @@ impl Frame {
         out.extend_from_slice(&[kind, code, 0, 0]);
         out.extend_from_slice(&len.to_le_bytes());
         out.extend_from_slice(&id.to_le_bytes());
-        if let Frame::Request {
-            digest,
-            piece,
-            deadline_ms,
-            ..
-        } = *self
-        {
+        if let Frame::Request { digest, piece, deadline_ms, .. } = *self {
             out.extend_from_slice(&digest.0);
             out.extend_from_slice(&piece.to_le_bytes());
             out.extend_from_slice(&deadline_ms.to_le_bytes());
@@ -237,8 +228,7 @@ impl Frame {
         }
         header.check_code_zero()?;
         let len = header.piece_len()?;
-        let Some((body, rest)) = rest.split_first_chunk::<{ REQUEST_BYTES - HEADER_BYTES }>()
-        else {
+        let Some((body, rest)) = rest.split_first_chunk::<{ REQUEST_BYTES - HEADER_BYTES }>() else {
             return Ok(None);
         };
         *buf = rest;
@@ -263,38 +253,19 @@ impl Header {
     fn parse(bytes: &[u8; HEADER_BYTES]) -> Result<Header, WireError> {
         let kind = bytes[0];
         if bytes[2..4] != [0, 0] {
-            return Err(WireError::Reserved {
-                field: "reserved",
-                kind,
-            });
+            return Err(WireError::Reserved { field: "reserved", kind });
         }
         let len = u32::from_le_bytes(array(bytes, 4));
         let id = u64::from_le_bytes(array(bytes, 8));
-        Ok(Header {
-            kind,
-            code: bytes[1],
-            len,
-            id,
-        })
+        Ok(Header { kind, code: bytes[1], len, id })
     }
 
     fn check_code_zero(&self) -> Result<(), WireError> {
-        if self.code == 0 {
-            Ok(())
-        } else {
-            Err(WireError::Reserved {
-                field: "code",
-                kind: self.kind,
-            })
-        }
+        if self.code == 0 { Ok(()) } else { Err(WireError::Reserved { field: "code", kind: self.kind }) }
     }
 
     fn piece_len(&self) -> Result<u32, WireError> {
-        if (1..=LEN_MAX).contains(&self.len) {
-            Ok(self.len)
-        } else {
-            Err(WireError::Length { len: self.len })
-        }
+        if (1..=LEN_MAX).contains(&self.len) { Ok(self.len) } else { Err(WireError::Length { len: self.len }) }
     }
 
     fn short_frame(&self) -> Result<Frame, WireError> {
@@ -302,29 +273,17 @@ impl Header {
             self.check_code_zero()?;
         }
         if self.kind == DATA {
-            return Ok(Frame::Data {
-                id: self.id,
-                len: self.piece_len()?,
-            });
+            return Ok(Frame::Data { id: self.id, len: self.piece_len()? });
         }
         if self.len != 0 {
-            return Err(WireError::Reserved {
-                field: "len",
-                kind: self.kind,
-            });
+            return Err(WireError::Reserved { field: "len", kind: self.kind });
         }
         match self.kind {
-            STATUS => Ok(Frame::Status {
-                id: self.id,
-                code: StatusCode::from_wire(self.code)?,
-            }),
+            STATUS => Ok(Frame::Status { id: self.id, code: StatusCode::from_wire(self.code)? }),
             CANCEL => Ok(Frame::Cancel { id: self.id }),
             PING => Ok(Frame::Ping { nonce: self.id }),
             PONG => Ok(Frame::Pong { nonce: self.id }),
-            GO_AWAY if self.id != 0 => Err(WireError::Reserved {
-                field: "id",
-                kind: GO_AWAY,
-            }),
+            GO_AWAY if self.id != 0 => Err(WireError::Reserved { field: "id", kind: GO_AWAY }),
             GO_AWAY => Ok(Frame::GoAway),
             kind => Err(WireError::Kind { kind }),
         }

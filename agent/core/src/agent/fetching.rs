@@ -23,14 +23,11 @@ impl AgentCore {
     /// Asks for as much as the budgets allow, first orders first.
     pub(super) fn pump(&mut self, now: Time) {
         let (mut peers, mut origin) = (true, true);
-        let mut at = None;
+        let (mut at, mut expired) = (None, Vec::new());
         while peers || origin {
             let next = match at {
                 None => self.queue.first(),
-                Some(key) => self
-                    .queue
-                    .range((std::ops::Bound::Excluded(key), std::ops::Bound::Unbounded))
-                    .next(),
+                Some(key) => self.queue.range((std::ops::Bound::Excluded(key), std::ops::Bound::Unbounded)).next(),
             };
             let Some(&key) = next else {
                 break;
@@ -40,6 +37,10 @@ impl AgentCore {
             if order.todo.is_empty() || order.failing.is_some() || order.wait_until > now {
                 continue;
             }
+            if order.lease_end <= now {
+                expired.push(key.1); // it had nothing to ask when its timer rang
+                continue;
+            }
             match order.source {
                 Source::Origin if origin => origin = self.ask_origin(now, key.1) != Room::Buffers,
                 Source::Peer(peer) if peers => {
@@ -47,6 +48,9 @@ impl AgentCore {
                 }
                 _ => {}
             }
+        }
+        for id in expired {
+            self.lease_check(now, id);
         }
     }
 
@@ -96,12 +100,7 @@ impl AgentCore {
             }
             let pipeline = self.config.peer_pipeline_bytes;
             let peer = self.peers.entry(peer_id).or_default();
-            let order_full = !fits(
-                order.fetches.len() as u32,
-                order.asked_bytes,
-                bytes,
-                pipeline,
-            );
+            let order_full = !fits(order.fetches.len() as u32, order.asked_bytes, bytes, pipeline);
             let peer_pipeline = pipeline.saturating_mul(limits::PEER_PIPELINES);
             if order_full || !fits(peer.pieces, peer.bytes, bytes, peer_pipeline) {
                 return Room::Order;
@@ -161,13 +160,7 @@ impl AgentCore {
                 aborted: false,
             },
         );
-        self.actions.push_back(Action::Fetch {
-            fetch,
-            dataset,
-            pieces,
-            source,
-            deadline_us,
-        });
+        self.actions.push_back(Action::Fetch { fetch, dataset, pieces, source, deadline_us });
     }
 
     pub(super) fn fetch_ended(&mut self, now: Time, id: FetchId, result: Result<(), Failure>) {
@@ -203,7 +196,7 @@ impl AgentCore {
             }
             return;
         }
-        order.todo.insert_range(rest);
+        self.not_brought(fetch.order, rest);
         let failure = result.err().unwrap_or_else(|| Failure {
             kind: match fetch.source {
                 Source::Origin => FailureKind::OriginTransient,
@@ -223,10 +216,7 @@ impl AgentCore {
         let Some(order) = self.orders.get_mut(&id) else {
             return;
         };
-        let for_good = matches!(
-            failure.kind,
-            FailureKind::OriginChanged | FailureKind::OriginDenied
-        );
+        let for_good = matches!(failure.kind, FailureKind::OriginChanged | FailureKind::OriginDenied);
         if for_good {
             self.fail_order(now, id, failure);
             return;
@@ -249,14 +239,7 @@ impl AgentCore {
         self.set_timer(now, id);
     }
 
-    fn peer_failed(
-        &mut self,
-        now: Time,
-        id: AssignmentId,
-        peer: PeerId,
-        issued: Time,
-        failure: Failure,
-    ) {
+    fn peer_failed(&mut self, now: Time, id: AssignmentId, peer: PeerId, issued: Time, failure: Failure) {
         let Some(order) = self.orders.get_mut(&id) else {
             return;
         };
@@ -266,10 +249,7 @@ impl AgentCore {
         match failure.kind {
             // Loaded, not dead: other pieces came meanwhile.
             FailureKind::Timeout if order.forgiven < limits::FORGIVEN_TIMEOUTS_MAX => {
-                let delivery = self
-                    .peers
-                    .get(&peer)
-                    .map_or(Time::ZERO, |p| p.last_delivery);
+                let delivery = self.peers.get(&peer).map_or(Time::ZERO, |p| p.last_delivery);
                 if delivery > issued {
                     order.forgiven += 1;
                     return;
@@ -332,6 +312,5 @@ impl AgentCore {
 
 /// May another request of `bytes` bytes join `pieces` requests of `asked` bytes?
 fn fits(pieces: u32, asked: u64, bytes: u64, pipeline: u64) -> bool {
-    pieces < limits::PEER_PIECES_MIN
-        || (pieces < limits::PEER_PIECES_MAX && asked + bytes <= pipeline)
+    pieces < limits::PEER_PIECES_MIN || (pieces < limits::PEER_PIECES_MAX && asked + bytes <= pipeline)
 }

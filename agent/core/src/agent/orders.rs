@@ -37,12 +37,7 @@ impl AgentCore {
     fn refuse_order(&mut self, assignment: &Assignment, why: &str) {
         let missing = RunSet::from_range(assignment.pieces.clone());
         let failure = cancelled(assignment.source, why);
-        self.report(Report::Failed {
-            assignment: assignment.id,
-            dataset: assignment.dataset,
-            missing,
-            failure,
-        });
+        self.report(Report::Failed { assignment: assignment.id, dataset: assignment.dataset, missing, failure });
     }
 
     /// Makes the order the owner of its pieces, whoever had them before.
@@ -88,24 +83,15 @@ impl AgentCore {
             true => (new.pieces.start, new.pieces.end),
             false => (old.pieces.end, old.pieces.end),
         };
-        for rest in [
-            old.pieces.start..start.min(old.pieces.end),
-            end.max(old.pieces.start)..old.pieces.end,
-        ] {
+        for rest in [old.pieces.start..start.min(old.pieces.end), end.max(old.pieces.start)..old.pieces.end] {
             for (range, _) in self.owners.release(old.dataset, rest, old.id) {
                 self.reject_held(old.dataset, range);
             }
         }
     }
 
-    /// Takes the pieces of `taken` from `loser` for `order`; a loser with nothing left to do ends without a word.
-    fn lose_pieces(
-        &mut self,
-        now: Time,
-        loser: AssignmentId,
-        order: &mut Order,
-        taken: &[(PieceRange, AssignmentId)],
-    ) {
+    /// Takes the pieces of `taken` from `loser` for `order`; a loser of everything ends without a word.
+    fn lose_pieces(&mut self, now: Time, loser: AssignmentId, order: &mut Order, taken: &[(PieceRange, AssignmentId)]) {
         let Some(mut old) = self.orders.remove(&loser) else {
             return;
         };
@@ -130,19 +116,16 @@ impl AgentCore {
             old.asked_bytes = old.asked_bytes.saturating_sub(f.charge);
             self.keep_or_abort(fetch, order);
             // What the old order still owns of an aborted fetch, it asks for again.
-            for piece in rest.filter(|p| !order.pieces.contains(p)) {
-                if self.owners.owner(old.dataset, piece) == Some(loser) {
-                    old.todo.insert(piece);
-                }
-            }
+            self.want_again(&mut old, rest);
         }
-        if old.left == 0 && old.failing.is_none() {
+        let nothing_left = !self.owners.has_any(old.dataset, old.pieces.clone(), loser);
+        if nothing_left && old.failing.is_none() {
             self.queue.remove(&(Reverse(old.priority), loser));
-            self.owners.release(old.dataset, old.pieces, loser);
             return;
         }
         self.orders.insert(loser, old);
         self.settle_failing(loser);
+        self.finish_if_complete(now, loser);
         self.set_timer(now, loser);
     }
 
@@ -196,19 +179,45 @@ impl AgentCore {
         }
     }
 
+    /// Pieces that a fetch did not bring: to be asked for again, unless they came another way or are another order's.
+    fn want_again(&self, order: &mut Order, pieces: PieceRange) {
+        let Some(dataset) = self.datasets.get(&order.dataset) else {
+            return;
+        };
+        for piece in pieces {
+            if dataset.state(piece) == PieceState::Missing && self.owners.owner(order.dataset, piece) == Some(order.id)
+            {
+                order.todo.insert(piece);
+            }
+        }
+    }
+
+    /// As [`want_again`](Self::want_again), for the order `id`.
+    pub(super) fn not_brought(&mut self, id: AssignmentId, pieces: PieceRange) {
+        if !pieces.is_empty()
+            && let Some(mut order) = self.orders.remove(&id)
+        {
+            self.want_again(&mut order, pieces);
+            self.orders.insert(id, order);
+        }
+    }
+
     /// Stops an order's fetches; their pieces are to be asked for again.
     pub(super) fn abort_fetches(&mut self, now: Time, id: AssignmentId) {
-        let Some(order) = self.orders.get_mut(&id) else {
+        let Some(mut order) = self.orders.remove(&id) else {
             return;
         };
         for fetch in std::mem::take(&mut order.fetches) {
-            if let Some(f) = self.fetches.get_mut(&fetch) {
-                f.aborted = true;
-                order.todo.insert_range(f.next..f.pieces.end);
-                self.actions.push_back(Action::Abort { fetch });
-            }
+            let Some(f) = self.fetches.get_mut(&fetch) else {
+                continue;
+            };
+            f.aborted = true;
+            let rest = f.next..f.pieces.end;
+            self.want_again(&mut order, rest);
+            self.actions.push_back(Action::Abort { fetch });
         }
         order.asked_bytes = 0;
+        self.orders.insert(id, order);
         self.set_timer(now, id);
     }
 
@@ -252,12 +261,7 @@ impl AgentCore {
             }
         }
         if let Some(failure) = order.failing {
-            self.report(Report::Failed {
-                assignment: id,
-                dataset: order.dataset,
-                missing,
-                failure,
-            });
+            self.report(Report::Failed { assignment: id, dataset: order.dataset, missing, failure });
         }
     }
 
@@ -282,10 +286,7 @@ impl AgentCore {
 
     /// Stops fetches of an order that is complete: what they read came another way.
     fn abort_duplicates(&mut self, id: AssignmentId) {
-        let fetches = self
-            .orders
-            .get_mut(&id)
-            .map(|o| std::mem::take(&mut o.fetches));
+        let fetches = self.orders.get_mut(&id).map(|o| std::mem::take(&mut o.fetches));
         for fetch in fetches.into_iter().flatten() {
             if let Some(f) = self.fetches.get_mut(&fetch) {
                 f.aborted = true;
@@ -304,22 +305,12 @@ impl AgentCore {
         if order.lease_end > now || !order.is_reading() {
             return;
         }
-        let failure = Failure {
-            kind: FailureKind::Timeout,
-            ..cancelled(order.source, "the lease ran out")
-        };
+        let failure = Failure { kind: FailureKind::Timeout, ..cancelled(order.source, "the lease ran out") };
         self.fail_order(now, id, failure);
     }
 }
 
 /// A failure that is nobody's fault.
 pub(super) fn cancelled(source: Source, why: &str) -> Failure {
-    Failure {
-        kind: FailureKind::Cancelled,
-        source,
-        piece: None,
-        expected: None,
-        actual: None,
-        detail: why.to_owned(),
-    }
+    Failure { kind: FailureKind::Cancelled, source, piece: None, expected: None, actual: None, detail: why.to_owned() }
 }

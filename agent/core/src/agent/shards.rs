@@ -1,6 +1,6 @@
 //! The whole shard: sealing it, and dropping what turned out wrong.
 
-use millstream_types::{DatasetId, ShardNo, Time};
+use millstream_types::{AssignmentId, DatasetId, ShardNo, Time};
 
 use super::AgentCore;
 use super::orders::cancelled;
@@ -24,21 +24,12 @@ impl AgentCore {
         let state = dataset.shard_mut(shard);
         if let Some(theirs) = mismatch {
             state.sealing = Sealing::Mismatched;
-            self.report(Report::Mismatch {
-                dataset: id,
-                shard,
-                expected: theirs.to_string(),
-                actual: crc.to_string(),
-            });
+            self.report(Report::Mismatch { dataset: id, shard, expected: theirs.to_string(), actual: crc.to_string() });
             return;
         }
         state.sealing = Sealing::Asked;
         let dataset = id;
-        self.actions.push_back(Action::Seal {
-            dataset,
-            shard,
-            crc,
-        });
+        self.actions.push_back(Action::Seal { dataset, shard, crc });
     }
 
     /// True when an answer to `Seal` is for the present bytes.
@@ -68,21 +59,10 @@ impl AgentCore {
         }
     }
 
-    pub(super) fn seal_mismatch(
-        &mut self,
-        id: DatasetId,
-        shard: ShardNo,
-        expected: String,
-        actual: String,
-    ) {
+    pub(super) fn seal_mismatch(&mut self, id: DatasetId, shard: ShardNo, expected: String, actual: String) {
         if self.seal_answered(id, shard) {
             self.set_sealing(id, shard, Sealing::Mismatched);
-            self.report(Report::Mismatch {
-                dataset: id,
-                shard,
-                expected,
-                actual,
-            });
+            self.report(Report::Mismatch { dataset: id, shard, expected, actual });
         }
     }
 
@@ -111,7 +91,7 @@ impl AgentCore {
             return;
         };
         let pieces = dataset.layout.shard_pieces(shard);
-        self.drop_bytes(now, id, shard);
+        let (_, orders) = self.drop_bytes(now, id, shard);
         if let Some(dataset) = self.datasets.get_mut(&id) {
             dataset.forget_checksums(shard);
         }
@@ -119,11 +99,7 @@ impl AgentCore {
             let end = *first + crcs.len() as u32;
             *dataset != id || end <= pieces.start || pieces.end <= *first
         });
-        self.actions
-            .push_back(Action::Discard { dataset: id, shard });
-        let owners = pieces.filter_map(|piece| self.owners.owner(id, piece));
-        let mut orders: Vec<_> = owners.collect();
-        orders.dedup();
+        self.actions.push_back(Action::Discard { dataset: id, shard });
         for order in orders {
             if let Some(source) = self.orders.get(&order).map(|o| o.source) {
                 let failure = cancelled(source, "the shard was discarded");
@@ -135,19 +111,17 @@ impl AgentCore {
     /// The coordinator's checksum of a piece differs from the one under which its bytes were accepted here: the bytes
     /// go, its orders fetch them again.
     pub(super) fn contradicted(&mut self, now: Time, id: DatasetId, shard: ShardNo) {
-        let lost = self.drop_bytes(now, id, shard);
+        let (lost, orders) = self.drop_bytes(now, id, shard);
         if let Some(dataset) = self.datasets.get_mut(&id) {
             dataset.forget_own_readings(shard);
         }
-        self.actions
-            .push_back(Action::Discard { dataset: id, shard });
+        self.actions.push_back(Action::Discard { dataset: id, shard });
         if lost {
             let reason = "its checksums are not those of the manifest".to_owned();
-            self.report(Report::Lost {
-                dataset: id,
-                shard,
-                reason,
-            });
+            self.report(Report::Lost { dataset: id, shard, reason });
+        }
+        for order in orders {
+            self.settle_failing(order);
         }
     }
 
@@ -155,33 +129,31 @@ impl AgentCore {
     pub(super) fn shard_lost(&mut self, now: Time, id: DatasetId, shard: ShardNo, reason: String) {
         let dataset = self.datasets.get(&id);
         if dataset.is_some_and(|d| shard < d.layout.shards()) {
-            self.drop_bytes(now, id, shard);
-            self.report(Report::Lost {
-                dataset: id,
-                shard,
-                reason,
-            });
+            let (_, orders) = self.drop_bytes(now, id, shard);
+            self.report(Report::Lost { dataset: id, shard, reason });
+            for order in orders {
+                self.settle_failing(order);
+            }
         }
     }
 
-    /// Makes all pieces of a shard missing, whatever they were. True when pieces went that no order will bring back.
-    fn drop_bytes(&mut self, now: Time, id: DatasetId, shard: ShardNo) -> bool {
+    /// Makes all pieces of a shard missing, whatever they were. Says whether pieces went that no order
+    /// will bring back, and which orders to settle once the shell knows.
+    fn drop_bytes(&mut self, now: Time, id: DatasetId, shard: ShardNo) -> (bool, Vec<AssignmentId>) {
         let Some(dataset) = self.datasets.get(&id) else {
-            return false;
+            return (false, Vec::new());
         };
         let pieces = dataset.layout.shard_pieces(shard);
-        let mut touched: Vec<_> = (pieces.clone())
-            .filter_map(|piece| self.owners.owner(id, piece))
-            .collect();
+        let mut touched: Vec<_> = (pieces.clone()).filter_map(|piece| self.owners.owner(id, piece)).collect();
         touched.dedup();
-        for order in touched {
-            self.abort_fetches(now, order);
+        for order in &touched {
+            self.abort_fetches(now, *order);
         }
         self.reject_held(id, pieces.clone());
         let mut lost = false;
         for piece in pieces {
             let Some(dataset) = self.datasets.get_mut(&id) else {
-                return lost;
+                return (lost, touched);
             };
             let was = dataset.state(piece);
             if was == PieceState::Missing {
@@ -205,6 +177,6 @@ impl AgentCore {
             state.sealing = Sealing::Open;
             state.failures = 0;
         }
-        lost
+        (lost, touched)
     }
 }

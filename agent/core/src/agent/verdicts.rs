@@ -19,14 +19,7 @@ struct Arrival {
 }
 
 impl AgentCore {
-    pub(super) fn received(
-        &mut self,
-        now: Time,
-        fetch: FetchId,
-        dataset_id: DatasetId,
-        piece: PieceNo,
-        actual: Crc64,
-    ) {
+    pub(super) fn received(&mut self, now: Time, fetch: FetchId, dataset_id: DatasetId, piece: PieceNo, actual: Crc64) {
         let known = self.fetches.get_mut(&fetch);
         let dataset = self.datasets.get(&dataset_id);
         let (Some(f), Some(dataset)) = (known, dataset) else {
@@ -52,28 +45,18 @@ impl AgentCore {
             self.peer_delivered(now, peer, issued, bytes);
         }
         if let Some(order) = self.orders.get_mut(&order_id).filter(|_| !aborted) {
-            order.todo.insert_range(skipped);
             if source != Source::Origin {
                 order.asked_bytes = order.asked_bytes.saturating_sub(released);
             }
+            self.not_brought(order_id, skipped);
         }
-        let arrival = Arrival {
-            fetch,
-            dataset: dataset_id,
-            piece,
-            actual,
-            source,
-            bytes,
-        };
+        let arrival = Arrival { fetch, dataset: dataset_id, piece, actual, source, bytes };
         self.judge_arrival(now, arrival, aborted);
     }
 
     fn judge_arrival(&mut self, now: Time, arrival: Arrival, aborted: bool) {
         let dataset = &self.datasets[&arrival.dataset];
-        let (state, expected) = (
-            dataset.state(arrival.piece),
-            dataset.expected(arrival.piece),
-        );
+        let (state, expected) = (dataset.state(arrival.piece), dataset.expected(arrival.piece));
         let here = matches!(state, PieceState::Accepted | PieceState::Written);
         match (arrival.source, expected) {
             _ if here => self.reject(arrival.fetch, arrival.dataset, arrival.piece),
@@ -123,12 +106,7 @@ impl AgentCore {
         }
         self.charged_bytes += arrival.bytes;
         self.unknown_bytes += arrival.bytes;
-        let held = Held {
-            fetch: arrival.fetch,
-            actual: arrival.actual,
-            source: arrival.source,
-            bytes: arrival.bytes,
-        };
+        let held = Held { fetch: arrival.fetch, actual: arrival.actual, source: arrival.source, bytes: arrival.bytes };
         self.held.insert((arrival.dataset, arrival.piece), held);
     }
 
@@ -138,11 +116,7 @@ impl AgentCore {
             dataset.set_state(piece, PieceState::Accepted);
         }
         self.charged_bytes += arrival.bytes;
-        let writing = self.writing.entry((id, piece)).or_insert(Writing {
-            bytes: 0,
-            live: false,
-            stale: 0,
-        });
+        let writing = self.writing.entry((id, piece)).or_insert(Writing { bytes: 0, live: false, stale: 0 });
         writing.bytes = arrival.bytes;
         writing.live = true;
         let owner = self.owners.owner(id, piece);
@@ -199,11 +173,7 @@ impl AgentCore {
     }
 
     fn reject(&mut self, fetch: FetchId, dataset: DatasetId, piece: PieceNo) {
-        self.actions.push_back(Action::Reject {
-            fetch,
-            dataset,
-            piece,
-        });
+        self.actions.push_back(Action::Reject { fetch, dataset, piece });
     }
 
     /// Drops held bytes; their pieces are missing again, and asked for again by the order that owns them.
@@ -264,14 +234,8 @@ impl AgentCore {
         };
         self.charged_bytes -= held.bytes;
         self.unknown_bytes -= held.bytes;
-        let arrival = Arrival {
-            fetch: held.fetch,
-            dataset,
-            piece,
-            actual: held.actual,
-            source: held.source,
-            bytes: held.bytes,
-        };
+        let arrival =
+            Arrival { fetch: held.fetch, dataset, piece, actual: held.actual, source: held.source, bytes: held.bytes };
         if held.actual == expected {
             self.accept(arrival);
             return;
@@ -330,14 +294,7 @@ impl AgentCore {
         self.try_seal(id, shard);
     }
 
-    pub(super) fn write_failed(
-        &mut self,
-        now: Time,
-        id: DatasetId,
-        piece: PieceNo,
-        kind: FailureKind,
-        detail: String,
-    ) {
+    pub(super) fn write_failed(&mut self, now: Time, id: DatasetId, piece: PieceNo, kind: FailureKind, detail: String) {
         if !self.write_answered(id, piece) {
             return;
         }
@@ -346,8 +303,7 @@ impl AgentCore {
         };
         dataset.set_state(piece, PieceState::Missing);
         dataset.disk_failures += 1;
-        let give_up =
-            kind == FailureKind::NoSpace || dataset.disk_failures > limits::DISK_RETRIES_MAX;
+        let give_up = kind == FailureKind::NoSpace || dataset.disk_failures > limits::DISK_RETRIES_MAX;
         let owner = self.owners.owner(id, piece);
         if let Some(order) = owner.and_then(|owner| self.orders.get_mut(&owner)) {
             order.writing -= 1;
@@ -367,10 +323,6 @@ impl AgentCore {
             return;
         };
         dataset.refused = true;
-        self.report(Report::Refused {
-            dataset: id,
-            kind,
-            reason,
-        });
+        self.report(Report::Refused { dataset: id, kind, reason });
     }
 }

@@ -70,11 +70,7 @@ pub struct TokenHash(pub [u8; 32]);
 impl TokenHash {
     /// Equal? Takes the same time whatever differs.
     pub fn matches(&self, other: &TokenHash) -> bool {
-        self.0
-            .iter()
-            .zip(&other.0)
-            .fold(0, |acc, (a, b)| acc | (a ^ b))
-            == 0
+        self.0.iter().zip(&other.0).fold(0, |acc, (a, b)| acc | (a ^ b)) == 0
     }
 }
 
@@ -100,12 +96,7 @@ pub enum Refusal {
 
 impl Refusal {
     /// All of them.
-    pub const ALL: [Refusal; 4] = [
-        Refusal::Version,
-        Refusal::Token,
-        Refusal::Busy,
-        Refusal::Draining,
-    ];
+    pub const ALL: [Refusal; 4] = [Refusal::Version, Refusal::Token, Refusal::Busy, Refusal::Draining];
 
     /// For logs, errors and labels.
     pub fn as_str(self) -> &'static str {
@@ -168,29 +159,20 @@ impl Hello {
         };
         let theirs = u16::from_le_bytes(array(common, 8));
         if theirs != Version::CURRENT as u16 {
-            return Err(WireError::Version {
-                theirs,
-                ours: Version::CURRENT as u16,
-            });
+            return Err(WireError::Version { theirs, ours: Version::CURRENT as u16 });
         }
         let refusal = match common[10] {
             0 => None,
-            code => Some(Refusal::ALL.into_iter().find(|r| *r as u8 == code).ok_or(
-                WireError::Code {
-                    what: "refusal",
-                    code,
-                },
-            )?),
+            code => Some(
+                Refusal::ALL.into_iter().find(|r| *r as u8 == code).ok_or(WireError::Code { what: "refusal", code })?,
+            ),
         };
         let whole = HELLO_FIXED_BYTES + usize::from(common[11]);
         let Some((hello, rest)) = buf.split_at_checked(whole) else {
             return Ok(None);
         };
         if hello[14..16] != [0, 0] {
-            return Err(WireError::Reserved {
-                field: "reserved",
-                kind: 0,
-            });
+            return Err(WireError::Reserved { field: "reserved", kind: 0 });
         }
         let node = std::str::from_utf8(&hello[HELLO_FIXED_BYTES..]).map_err(|_| WireError::Name)?;
         let hello = Hello {

@@ -7,20 +7,15 @@ fn frame() -> impl Strategy<Value = Frame> {
     let len = 1..=LEN_MAX;
     let code = proptest::sample::select(StatusCode::ALL.to_vec());
     prop_oneof![
-        (
-            any::<u64>(),
-            any::<[u8; 32]>(),
-            any::<u32>(),
-            len.clone(),
-            any::<u32>()
-        )
-            .prop_map(|(id, digest, piece, len, deadline_ms)| Frame::Request {
+        (any::<u64>(), any::<[u8; 32]>(), any::<u32>(), len.clone(), any::<u32>()).prop_map(
+            |(id, digest, piece, len, deadline_ms)| Frame::Request {
                 id,
                 digest: Digest(digest),
                 piece,
                 len,
                 deadline_ms
-            }),
+            }
+        ),
         (any::<u64>(), len).prop_map(|(id, len)| Frame::Data { id, len }),
         (any::<u64>(), code).prop_map(|(id, code)| Frame::Status { id, code }),
         any::<u64>().prop_map(|id| Frame::Cancel { id }),
@@ -32,24 +27,17 @@ fn frame() -> impl Strategy<Value = Frame> {
 
 fn hello() -> impl Strategy<Value = Hello> {
     let refusal = proptest::option::of(proptest::sample::select(Refusal::ALL.to_vec()));
-    let name = proptest::collection::vec(any::<char>(), 0..60)
-        .prop_map(|c| c.into_iter().collect::<String>());
-    (
-        refusal,
-        any::<u16>(),
-        any::<u64>(),
-        any::<[u8; 32]>(),
-        any::<[u8; 32]>(),
-        name,
-    )
-        .prop_map(|(refusal, window, features, token, auth, node)| Hello {
+    let name = proptest::collection::vec(any::<char>(), 0..60).prop_map(|c| c.into_iter().collect::<String>());
+    (refusal, any::<u16>(), any::<u64>(), any::<[u8; 32]>(), any::<[u8; 32]>(), name).prop_map(
+        |(refusal, window, features, token, auth, node)| Hello {
             refusal,
             window,
             features: Features(features),
             token: TokenHash(token),
             auth,
             node,
-        })
+        },
+    )
 }
 
 fn encoded(frames: &[Frame]) -> Vec<u8> {
@@ -150,20 +138,12 @@ fn another_version_is_named_in_the_error_before_the_rest_is_there() {
     bytes.truncate(12);
     let error = Hello::decode(&mut bytes.as_slice()).unwrap_err();
     assert_eq!(error, WireError::Version { theirs: 9, ours: 1 });
-    assert_eq!(
-        error.to_string(),
-        "peer protocol version 9 is not known here; 1 is"
-    );
+    assert_eq!(error.to_string(), "peer protocol version 9 is not known here; 1 is");
 }
 
 #[test]
 fn foreign_protocols_are_refused_at_their_first_bytes() {
-    for foreign in [
-        &b"GET / HTTP/1.1\r\n"[..],
-        b"SSH-2.0",
-        b"\x16\x03\x01",
-        b"mx",
-    ] {
+    for foreign in [&b"GET / HTTP/1.1\r\n"[..], b"SSH-2.0", b"\x16\x03\x01", b"mx"] {
         assert_eq!(Hello::decode(&mut &foreign[..]), Err(WireError::Magic));
     }
     assert_eq!(Hello::decode(&mut &b"ml"[..]), Ok(None));
@@ -171,9 +151,7 @@ fn foreign_protocols_are_refused_at_their_first_bytes() {
 
 #[test]
 fn long_names_are_cut_between_characters() {
-    let mut hello = Hello::decode(&mut plain_hello().as_slice())
-        .unwrap()
-        .unwrap();
+    let mut hello = Hello::decode(&mut plain_hello().as_slice()).unwrap().unwrap();
     hello.node = "ü".repeat(200);
     let mut bytes = Vec::new();
     hello.encode(&mut bytes);
@@ -184,84 +162,37 @@ fn long_names_are_cut_between_characters() {
 #[test]
 fn lengths_are_checked_before_the_rest_of_the_frame_arrives() {
     let digest = Digest([3; 32]);
-    let request = Frame::Request {
-        id: 1,
-        digest,
-        piece: 2,
-        len: LEN_MAX,
-        deadline_ms: 4,
-    };
-    let data = Frame::Data {
-        id: 1,
-        len: LEN_MAX,
-    };
+    let request = Frame::Request { id: 1, digest, piece: 2, len: LEN_MAX, deadline_ms: 4 };
+    let data = Frame::Data { id: 1, len: LEN_MAX };
     for frame in [request, data] {
         let mut bytes = encoded(&[frame]);
-        assert_eq!(
-            bytes.len(),
-            if matches!(frame, Frame::Data { .. }) {
-                HEADER_BYTES
-            } else {
-                REQUEST_BYTES
-            }
-        );
+        assert_eq!(bytes.len(), if matches!(frame, Frame::Data { .. }) { HEADER_BYTES } else { REQUEST_BYTES });
         for len in [0, LEN_MAX + 1, u32::MAX] {
             bytes[4..8].copy_from_slice(&len.to_le_bytes());
-            assert_eq!(
-                Frame::decode(&mut &bytes[..HEADER_BYTES]),
-                Err(WireError::Length { len })
-            );
+            assert_eq!(Frame::decode(&mut &bytes[..HEADER_BYTES]), Err(WireError::Length { len }));
         }
     }
 }
 
 #[test]
 fn fields_that_must_be_zero_are_checked() {
-    for (at, frame) in [
-        (1, Frame::GoAway),
-        (2, Frame::GoAway),
-        (4, Frame::GoAway),
-        (8, Frame::GoAway),
-    ]
-    .into_iter()
-    .chain([
-        (1, Frame::Data { id: 1, len: 1 }),
-        (3, Frame::Ping { nonce: 1 }),
-        (5, Frame::Cancel { id: 1 }),
-    ]) {
+    for (at, frame) in [(1, Frame::GoAway), (2, Frame::GoAway), (4, Frame::GoAway), (8, Frame::GoAway)]
+        .into_iter()
+        .chain([(1, Frame::Data { id: 1, len: 1 }), (3, Frame::Ping { nonce: 1 }), (5, Frame::Cancel { id: 1 })])
+    {
         let mut bytes = encoded(&[frame]);
         bytes[at] = 1;
-        assert!(
-            matches!(
-                Frame::decode(&mut bytes.as_slice()),
-                Err(WireError::Reserved { .. })
-            ),
-            "{frame:?} at {at}"
-        );
+        assert!(matches!(Frame::decode(&mut bytes.as_slice()), Err(WireError::Reserved { .. })), "{frame:?} at {at}");
     }
-    let mut status = encoded(&[Frame::Status {
-        id: 1,
-        code: StatusCode::NotHave,
-    }]);
+    let mut status = encoded(&[Frame::Status { id: 1, code: StatusCode::NotHave }]);
     status[1] = 99;
-    assert_eq!(
-        Frame::decode(&mut status.as_slice()),
-        Err(WireError::Code {
-            what: "status",
-            code: 99
-        })
-    );
+    assert_eq!(Frame::decode(&mut status.as_slice()), Err(WireError::Code { what: "status", code: 99 }));
 }
 
 #[test]
 fn the_layout_is_the_documented_one() {
-    let request = Frame::Request {
-        id: 0x0807_0605_0403_0201,
-        digest: Digest([9; 32]),
-        piece: 7,
-        len: 0x10203,
-        deadline_ms: 5,
-    };
+    let request =
+        Frame::Request { id: 0x0807_0605_0403_0201, digest: Digest([9; 32]), piece: 7, len: 0x10203, deadline_ms: 5 };
     let mut expected = vec![1, 0, 0, 0, 3, 2, 1, 0, 1, 2, 3, 4, 5, 6, 7, 8];
     expected.extend([9; 32]);
     expected.extend([7, 0, 0, 0, 5, 0, 0, 0]);
