@@ -1,0 +1,426 @@
+//! The task that owns one serving connection: hears requests, waits for their pieces all at once, sends one piece
+//! at a time in the order in which they become available.
+
+use std::collections::{HashMap, VecDeque};
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt;
+use futures::future::{AbortHandle, Abortable, BoxFuture};
+use futures::stream::FuturesUnordered;
+use millstream_agent_core::wire::{FRAME_BYTES_MAX, Frame, StatusCode, WireError};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, MissedTickBehavior};
+
+use super::server::Context;
+use super::socket::{self, Moved};
+use super::stats::add;
+use crate::limits::{
+    PEER_TICK_MIN, READY_PIECES_MAX, REQUEST_BUFFER_BYTES, STEPS_PER_TURN,
+};
+use crate::piece::Served;
+use crate::transport::PieceRequest;
+
+mod outbound;
+
+use outbound::{Outbound, SendError, Sent};
+
+/// Why a connection was closed.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Closed {
+    /// By the peer.
+    #[error("closed by the peer")]
+    ByPeer,
+    /// Nothing was asked for long.
+    #[error("idle")]
+    Idle,
+    /// This side is going away.
+    #[error("drained")]
+    Drained,
+    /// The socket failed.
+    #[error("i/o error: {0}")]
+    Io(io::Error),
+    /// The peer takes nothing.
+    #[error("the receiver took nothing for {0:.0?}")]
+    Stalled(Duration),
+    /// Not our protocol.
+    #[error("garbage: {0}")]
+    Garbage(WireError),
+    /// Frames that make no sense.
+    #[error("misuse: {0}")]
+    Misuse(&'static str),
+    /// The file ended within a piece that was verified once.
+    #[error("the file ended within a piece")]
+    ShortFile,
+}
+
+impl Closed {
+    /// For counting.
+    pub(super) fn reason(&self) -> &'static str {
+        match self {
+            Closed::ByPeer => "closed by peer",
+            Closed::Idle => "idle",
+            Closed::Drained => "drained",
+            Closed::Io(_) => "i/o error",
+            Closed::Stalled(_) => "receiver stalled",
+            Closed::Garbage(_) => "garbage frame",
+            Closed::Misuse(_) => "misuse",
+            Closed::ShortFile => "short file",
+        }
+    }
+
+    /// Worth a warning?
+    pub(super) fn is_fault(&self) -> bool {
+        !matches!(self, Closed::ByPeer | Closed::Idle | Closed::Drained | Closed::Io(_))
+    }
+}
+
+impl From<io::Error> for Closed {
+    fn from(e: io::Error) -> Closed {
+        Closed::Io(e)
+    }
+}
+
+impl From<SendError> for Closed {
+    fn from(e: SendError) -> Closed {
+        match e {
+            SendError::Io(e) => Closed::Io(e),
+            SendError::ShortFile => Closed::ShortFile,
+        }
+    }
+}
+
+/// What opening a piece came to. The outer error: it was cancelled.
+type Opened = (u64, Result<Result<Served, StatusCode>, futures::future::Aborted>);
+
+/// A request that is not answered yet.
+struct Open {
+    request: PieceRequest,
+    deadline: Instant,
+    state: OpenState,
+}
+
+enum OpenState {
+    /// Its piece is being waited for.
+    Waiting(AbortHandle),
+    /// Its piece is in the queue to be sent.
+    Ready,
+}
+
+/// A piece in the queue.
+struct Ready {
+    id: u64,
+    /// `None`: was available, but is not held, to leave buffers free; opened again when its turn comes.
+    served: Option<Served>,
+}
+
+/// See the module's documentation.
+pub(super) struct Serving {
+    stream: TcpStream,
+    context: Arc<Context>,
+    held: Vec<u8>,
+    open: HashMap<u64, Open>,
+    opening: FuturesUnordered<BoxFuture<'static, Opened>>,
+    ready: VecDeque<Ready>,
+    /// Pieces in `ready` that hold a buffer.
+    ready_held: usize,
+    out: Outbound,
+    /// When something was last asked for or sent.
+    active_at: Instant,
+    /// When something was last sent, or there was last nothing to send.
+    sent_at: Instant,
+    draining: bool,
+    read_closed: bool,
+}
+
+impl Serving {
+    pub(super) fn new(stream: TcpStream, context: Arc<Context>, held: Vec<u8>) -> Serving {
+        Serving {
+            stream,
+            context,
+            held,
+            open: HashMap::new(),
+            opening: FuturesUnordered::new(),
+            ready: VecDeque::new(),
+            ready_held: 0,
+            out: Outbound::default(),
+            active_at: Instant::now(),
+            sent_at: Instant::now(),
+            draining: false,
+            read_closed: false,
+        }
+    }
+
+    pub(super) async fn run(mut self) -> Closed {
+        match self.drive().await {
+            Ok(closed) | Err(closed) => closed,
+        }
+    }
+
+    async fn drive(&mut self) -> Result<Closed, Closed> {
+        let config = &self.context.config;
+        let mut tick = tokio::time::interval((config.write_timeout.min(config.idle_close) / 4).max(PEER_TICK_MIN));
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let shutdown = self.context.shutdown.clone();
+        self.hear()?;
+        loop {
+            self.send()?;
+            if self.draining && self.is_done() && !self.out.is_closed() {
+                // The peer ends the connection: closing with its requests unread would reset it under our last piece.
+                self.out.close(&self.stream)?;
+            }
+            if self.read_closed {
+                // A peer that has ended its side wants no answers any more.
+                return Ok(if self.draining { Closed::Drained } else { Closed::ByPeer });
+            }
+            tokio::select! {
+                ready = self.stream.readable() => { ready?; self.read()?; }
+                ready = self.stream.writable(), if self.out.has_work() => { ready?; }
+                Some(opened) = self.opening.next() => self.opened(opened)?,
+                () = shutdown.cancelled(), if !self.draining => self.go_away()?,
+                _ = tick.tick() => self.check_progress()?,
+            }
+        }
+    }
+
+    /// Nothing left to send.
+    fn is_done(&self) -> bool {
+        self.open.is_empty() && self.ready.is_empty() && !self.out.has_work()
+    }
+
+    fn check_progress(&self) -> Result<(), Closed> {
+        let config = &self.context.config;
+        let stalled = self.sent_at.elapsed();
+        if self.out.has_work() && stalled >= config.write_timeout {
+            return Err(Closed::Stalled(stalled));
+        }
+        if self.is_done() && self.active_at.elapsed() >= config.idle_close {
+            return Err(Closed::Idle);
+        }
+        Ok(())
+    }
+
+    fn read(&mut self) -> Result<(), Closed> {
+        for _ in 0..STEPS_PER_TURN {
+            let at = self.held.len();
+            self.held.resize(at + REQUEST_BUFFER_BYTES, 0);
+            let free = io::IoSliceMut::new(&mut self.held[at..]);
+            let moved = socket::read(&self.stream, &mut [free], REQUEST_BUFFER_BYTES);
+            let n = match moved {
+                Ok(Moved::All(n) | Moved::Partly(n)) => n,
+                Ok(Moved::End) | Err(_) => 0,
+            };
+            self.held.truncate(at + n);
+            self.hear()?;
+            match moved? {
+                Moved::All(_) => {}
+                Moved::Partly(_) => break,
+                Moved::End => {
+                    self.read_closed = true;
+                    break;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes all whole frames.
+    fn hear(&mut self) -> Result<(), Closed> {
+        let held = std::mem::take(&mut self.held);
+        let mut view = held.as_slice();
+        while let Some(frame) = Frame::decode(&mut view).map_err(Closed::Garbage)? {
+            self.frame(frame)?;
+        }
+        let rest = view.len();
+        self.held = held;
+        self.held.drain(..self.held.len() - rest);
+        debug_assert!(rest < FRAME_BYTES_MAX);
+        Ok(())
+    }
+
+    fn frame(&mut self, frame: Frame) -> Result<(), Closed> {
+        self.active_at = Instant::now();
+        match frame {
+            Frame::Request { id, digest, piece, len, deadline_ms } => {
+                let request = PieceRequest { digest, piece, len };
+                self.request(id, request, Duration::from_millis(u64::from(deadline_ms)))?;
+            }
+            Frame::Cancel { id } => self.cancel(id)?,
+            Frame::Ping { nonce } => self.reply(Frame::Pong { nonce })?,
+            Frame::Pong { .. } => {}
+            // The requester is going away: it will close when it has what it still wants.
+            Frame::GoAway => {}
+            Frame::Data { .. } | Frame::Status { .. } => {
+                return Err(Closed::Misuse("a requester sends no answers"));
+            }
+        }
+        Ok(())
+    }
+
+    fn reply(&mut self, frame: Frame) -> Result<(), Closed> {
+        if self.out.queue(frame) { Ok(()) } else { Err(Closed::Misuse("asks without reading the answers")) }
+    }
+
+    fn status(&mut self, id: u64, code: StatusCode) -> Result<(), Closed> {
+        self.context.config.stats.answers.count(match code {
+            StatusCode::NotHave => "not here",
+            StatusCode::Deadline => "deadline",
+            StatusCode::Length => "length",
+            StatusCode::Draining => "draining",
+            StatusCode::Failed => "failed",
+            StatusCode::Cancelled => "cancelled",
+        });
+        self.reply(Frame::Status { id, code })
+    }
+
+    fn request(&mut self, id: u64, request: PieceRequest, wait: Duration) -> Result<(), Closed> {
+        if self.open.len() >= self.context.config.requests_per_connection {
+            return Err(Closed::Misuse("more requests than allowed"));
+        }
+        if self.open.contains_key(&id) || self.out.sending() == Some(id) {
+            return Err(Closed::Misuse("a request number twice"));
+        }
+        if self.draining {
+            return self.status(id, StatusCode::Draining);
+        }
+        let deadline = Instant::now() + wait;
+        let abort = self.start_opening(id, request, deadline);
+        self.open.insert(id, Open { request, deadline, state: OpenState::Waiting(abort) });
+        Ok(())
+    }
+
+    fn start_opening(&mut self, id: u64, request: PieceRequest, deadline: Instant) -> AbortHandle {
+        let (abort, registration) = AbortHandle::new_pair();
+        let opening = Abortable::new(open(self.context.clone(), request, deadline), registration);
+        self.opening.push(Box::pin(async move { (id, opening.await) }));
+        abort
+    }
+
+    fn cancel(&mut self, id: u64) -> Result<(), Closed> {
+        match self.open.get(&id).map(|open| &open.state) {
+            // The answer is on its way, or was given.
+            None => return Ok(()),
+            Some(OpenState::Waiting(abort)) => abort.abort(),
+            Some(OpenState::Ready) => {
+                let held = self.ready.iter().filter(|r| r.id == id && r.served.is_some()).count();
+                self.ready_held -= held;
+                self.ready.retain(|r| r.id != id);
+            }
+        }
+        self.open.remove(&id);
+        self.status(id, StatusCode::Cancelled)
+    }
+
+    fn opened(&mut self, (id, opened): Opened) -> Result<(), Closed> {
+        let (Ok(opened), Some(open)) = (opened, self.open.get_mut(&id)) else { return Ok(()) };
+        match opened {
+            Ok(served) => {
+                open.state = OpenState::Ready;
+                let hold = self.ready_held < READY_PIECES_MAX;
+                self.ready_held += usize::from(hold);
+                self.ready.push_back(Ready { id, served: hold.then_some(served) });
+            }
+            Err(code) => {
+                self.open.remove(&id);
+                self.status(id, code)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends until the socket is full or there is nothing to send.
+    fn send(&mut self) -> Result<(), Closed> {
+        if !self.out.has_work() {
+            self.sent_at = Instant::now();
+        }
+        for _ in 0..STEPS_PER_TURN {
+            if self.out.sending().is_none() {
+                self.next_piece();
+            }
+            if !self.out.has_work() {
+                return Ok(());
+            }
+            let sent = self.out.step(&self.stream)?;
+            let stats = &self.context.config.stats;
+            add(&stats.sent_bytes_memory, sent.memory);
+            add(&stats.sent_bytes_file, sent.file);
+            if sent.any() {
+                self.active_at = Instant::now();
+                self.sent_at = self.active_at;
+            }
+            match sent.then {
+                Sent::Full => return Ok(()),
+                Sent::More => {}
+                Sent::Piece => add(&stats.sent_pieces, 1),
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts the next piece of the queue behind the frames that wait.
+    fn next_piece(&mut self) {
+        while let Some(Ready { id, served }) = self.ready.pop_front() {
+            self.ready_held -= usize::from(served.is_some());
+            let Some(open) = self.open.get(&id) else { continue };
+            let (request, deadline) = (open.request, open.deadline);
+            match served {
+                Some(served) => {
+                    self.open.remove(&id);
+                    self.out.begin(id, served);
+                    return;
+                }
+                None => {
+                    let abort = self.start_opening(id, request, deadline);
+                    if let Some(open) = self.open.get_mut(&id) {
+                        open.state = OpenState::Waiting(abort);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Refuses what has to be waited for, keeps what is ready, tells the peer.
+    fn go_away(&mut self) -> Result<(), Closed> {
+        self.draining = true;
+        self.reply(Frame::GoAway)?;
+        let waiting: Vec<u64> = self
+            .open
+            .iter()
+            .filter(|(_, open)| matches!(open.state, OpenState::Waiting(_)))
+            .map(|(id, _)| *id)
+            .collect();
+        for id in waiting {
+            if let Some(Open { state: OpenState::Waiting(abort), .. }) = self.open.remove(&id) {
+                abort.abort();
+                self.status(id, StatusCode::Draining)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Waits for a piece, and for its bytes to be in memory.
+async fn open(context: Arc<Context>, request: PieceRequest, deadline: Instant) -> Result<Served, StatusCode> {
+    let wait = deadline.saturating_duration_since(Instant::now());
+    let Some(served) = context.source.open(request, wait).await else {
+        return Err(if Instant::now() >= deadline { StatusCode::Deadline } else { StatusCode::NotHave });
+    };
+    let len = match &served {
+        Served::Memory(piece) => piece.len(),
+        Served::File { len, .. } => *len,
+    };
+    if len != request.len {
+        return Err(StatusCode::Length);
+    }
+    if let Served::File { file, offset, len, .. } = &served {
+        match super::warm::warm(file, *offset, *len, &context.cold_reads).await {
+            Ok(cold) => add(&context.config.stats.cold_reads, u64::from(cold)),
+            Err(error) => {
+                tracing::warn!(%error, piece = request.piece, "cannot read a piece that a peer asked for");
+                return Err(StatusCode::Failed);
+            }
+        }
+    }
+    Ok(served)
+}
