@@ -212,6 +212,12 @@ impl AgentCore {
         Some((dataset.have(), dataset.sealed()))
     }
 
+    /// Checksums that this node learned by reading from the origin, of shards not sealed yet, as runs: what a
+    /// coordinator may not know when a session begins.
+    pub fn learned(&self, dataset: DatasetId) -> Vec<(PieceNo, Vec<Crc64>)> {
+        self.datasets.get(&dataset).map(Dataset::learned).unwrap_or_default()
+    }
+
     /// Is the piece verified here, or ordered, so that a peer that asks for it does well to wait?
     pub fn is_expecting(&self, dataset: DatasetId, piece: PieceNo) -> bool {
         let Some(d) = self.datasets.get(&dataset) else {
