@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::config::{AgentSettings, ClientSettings, CoordinatorSettings, Span};
+use crate::config::{AgentSettings, ClientSettings, CoordinatorSettings, Size, Span};
 
 /// Millstream keeps the training data of a GPU cluster on the nodes that are about to read it.
 #[derive(Parser, Debug)]
@@ -98,9 +98,9 @@ pub struct Daemon<S: Args> {
     /// How to log
     #[arg(long, env = "MILLSTREAM_LOG_FORMAT", default_value = "text", value_name = "FORMAT")]
     pub log_format: LogFormat,
-    /// Stop when the parent process does: for supervisors that may be killed
-    #[arg(long, hide = true)]
-    pub die_with_parent: bool,
+    /// Stop when this parent process ends: for supervisors that may be killed
+    #[arg(long, hide = true, value_name = "PID")]
+    pub parent: Option<i32>,
 }
 
 /// What all client verbs take.
@@ -182,12 +182,6 @@ pub enum Kind {
 pub struct IndexArgs {
     /// The prefix to read; the index is written beside the data
     pub url: String,
-    /// The name in the index [default: the last part of the URL]
-    #[arg(long)]
-    pub name: Option<String>,
-    /// The version in the index
-    #[arg(long, default_value = "index", value_name = "V")]
-    pub version: String,
     /// One JSON document on standard output
     #[arg(long)]
     pub json: bool,
@@ -308,30 +302,52 @@ pub struct DemoArgs {
 /// `s3-server`.
 #[derive(Args, Debug)]
 pub struct S3ServerArgs {
-    /// Where to listen
+    /// Where S3 is served
     #[arg(long, default_value = "127.0.0.1:0", value_name = "ADDR")]
     pub listen: std::net::SocketAddr,
-    /// A bucket to begin with
+    /// Where faults, statistics and objects are served as JSON
+    #[arg(long, default_value = "127.0.0.1:0", value_name = "ADDR")]
+    pub control: std::net::SocketAddr,
+    /// The bucket
     #[arg(long, default_value = "data")]
     pub bucket: String,
-    /// Take every file below this directory as an object
+    /// Files below this directory are the bucket's objects
     #[arg(long, value_name = "DIR")]
     pub from: Option<PathBuf>,
-    /// Below this key prefix
-    #[arg(long, default_value = "", value_name = "PREFIX")]
+    /// Make objects of pseudo-random bytes, such as 4x64MiB
+    #[arg(long, value_name = "COUNTxSIZE", conflicts_with = "from")]
+    pub seeded: Option<SeededObjects>,
+    /// The prefix of their keys
+    #[arg(long, default_value = "seeded/")]
     pub prefix: String,
-    /// Make COUNT objects of SIZE bytes each, from the seed
-    #[arg(long, value_name = "COUNTxSIZE")]
-    pub seeded: Option<String>,
-    /// The seed of the objects
-    #[arg(long, default_value_t = 1)]
-    pub seed: u64,
-    /// Written when it listens: one JSON object with the address
+    /// Bytes a second that leave the server, all requests together
+    #[arg(long, value_name = "SIZE")]
+    pub rate: Option<Size>,
+    /// Written when it listens: one JSON object with the addresses
     #[arg(long, value_name = "FILE")]
     pub ready_file: Option<PathBuf>,
-    /// Stop when the parent process does
-    #[arg(long)]
-    pub die_with_parent: bool,
+    /// Stop when this parent process ends
+    #[arg(long, value_name = "PID")]
+    pub parent: Option<i32>,
+}
+
+/// How many objects of which size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SeededObjects {
+    /// How many.
+    pub count: u32,
+    /// Of how many bytes each.
+    pub bytes: u64,
+}
+
+impl std::str::FromStr for SeededObjects {
+    type Err = String;
+    fn from_str(text: &str) -> Result<SeededObjects, String> {
+        let wrong = || format!("{text:?} is not COUNTxSIZE, such as 4x64MiB");
+        let (count, size) = text.split_once('x').ok_or_else(wrong)?;
+        let size: Size = size.parse().map_err(|_| wrong())?;
+        Ok(SeededObjects { count: count.parse().map_err(|_| wrong())?, bytes: size.0 })
+    }
 }
 
 #[cfg(test)]

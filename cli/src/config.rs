@@ -119,7 +119,7 @@ pub struct CoordinatorSettings {
     #[arg(long, env = "MILLSTREAM_HTTP", value_name = "ADDR")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub http: Option<String>,
-    /// Where the catalog is kept [default: /var/lib/millstream-coordinator]
+    /// Where the catalog is kept [default: /var/lib/millstream/coordinator]
     #[arg(long, env = "MILLSTREAM_STATE_DIR", value_name = "DIR", conflicts_with = "etcd")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub state_dir: Option<PathBuf>,
@@ -127,6 +127,22 @@ pub struct CoordinatorSettings {
     #[arg(long, env = "MILLSTREAM_ETCD", value_delimiter = ',', value_name = "URL")]
     #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "list")]
     pub etcd: Vec<String>,
+    /// Its name in greetings and on the status page [default: the host's name]
+    #[arg(long, env = "MILLSTREAM_ID", value_name = "NAME")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+    /// How often agents report [default: 1000]
+    #[arg(long, env = "MILLSTREAM_HEARTBEAT_MS", value_name = "MS")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub heartbeat_ms: Option<u32>,
+    /// Silence after which an agent's session is given up [default: 5000]
+    #[arg(long, env = "MILLSTREAM_NODE_TIMEOUT_MS", value_name = "MS")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub node_timeout_ms: Option<u32>,
+    /// How long a stop may take [default: 5000]
+    #[arg(long, env = "MILLSTREAM_SHUTDOWN_GRACE_MS", value_name = "MS")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shutdown_grace_ms: Option<u32>,
     /// Written when everything is bound: one JSON object with the addresses
     #[arg(long, env = "MILLSTREAM_READY_FILE", value_name = "FILE")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -229,8 +245,6 @@ pub struct ClientSettings {
 pub const DEFAULT_COORDINATOR: &str = "http://127.0.0.1:7070";
 /// Where an agent without settings keeps its data.
 pub const DEFAULT_DATA_DIR: &str = "/var/lib/millstream";
-/// Where a coordinator without settings keeps its catalog.
-pub const DEFAULT_STATE_DIR: &str = "/var/lib/millstream-coordinator";
 /// Where client verbs look for the agent's socket.
 const DEFAULT_SOCKETS: [&str; 2] = ["/run/millstream/agent.sock", "/var/lib/millstream/agent.sock"];
 

@@ -34,3 +34,5 @@ pub const DEMO_STAGE: Duration = Duration::from_secs(120);
 pub const DEMO_STOP: Duration = Duration::from_secs(15);
 /// Clocks of a node and the coordinator that differ by more than this make logs and certificates hard to trust.
 pub const CLOCK_SKEW_MAX: Duration = Duration::from_secs(5);
+/// `doctor`: an origin that does not answer a listing within this time is of no use.
+pub const DOCTOR_ORIGIN: Duration = Duration::from_secs(20);

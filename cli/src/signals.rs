@@ -40,3 +40,16 @@ pub async fn interruptible<T>(work: impl Future<Output = Result<T>>) -> Result<T
         _ = terminate.recv() => Err(Failure::interrupted()),
     }
 }
+
+/// From now on SIGTERM comes when the thread of `parent` that started this process ends: no orphans, whatever happens
+/// to the parent. `None` changes nothing.
+pub fn tie_to_parent(parent: Option<i32>) -> Result<()> {
+    let Some(parent) = parent else { return Ok(()) };
+    let failed = |e| Failure::other("--parent", e);
+    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM)).map_err(failed)?;
+    // It may have ended before that call.
+    if rustix::process::getppid().is_none_or(|now| now.as_raw_nonzero().get() != parent) {
+        return Err(Failure::other("--parent", format!("process {parent} is not the parent (any more)")));
+    }
+    Ok(())
+}
