@@ -15,7 +15,7 @@ use s3s::stream::{ByteStream, RemainingLength};
 use tokio::time::{Instant, Sleep};
 
 use crate::connection::Connection;
-use crate::limits::{FRAME_BYTES, FRAME_POOL_MAX, PACED_FRAME_BYTES};
+use crate::limits::{FLUSH_BEFORE_CUT, FRAME_BYTES, FRAME_POOL_MAX, PACED_FRAME_BYTES};
 use crate::object::Reader;
 use crate::stats::KeyCounters;
 
@@ -171,6 +171,7 @@ pub(crate) struct OutBody {
     /// A frame that waits for its time, and what is left of the one it was cut from.
     waiting: Option<(Pin<Box<Sleep>>, Bytes)>,
     rest: Bytes,
+    flushing: Option<Pin<Box<Sleep>>>,
 }
 
 impl OutBody {
@@ -184,7 +185,7 @@ impl OutBody {
         counters: Option<Arc<KeyCounters>>,
         connection: Option<Arc<Connection>>,
     ) -> OutBody {
-        OutBody { inner, effects, counters, connection, sent: 0, waiting: None, rest: Bytes::new() }
+        OutBody { inner, effects, counters, connection, sent: 0, waiting: None, rest: Bytes::new(), flushing: None }
     }
 
     /// Cuts the frame where the body ends early and where a rate wants smaller ones.
@@ -219,7 +220,12 @@ impl OutBody {
         Poll::Ready(Some(Ok(Frame::data(frame))))
     }
 
-    fn cut(&mut self, cut: Cut) -> Poll<Option<Result<Frame<Bytes>, StdError>>> {
+    fn cut(&mut self, cut: Cut, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, StdError>>> {
+        if matches!(cut, Cut::Fin | Cut::Rst) {
+            // What came before is still in buffers: an error now would take it along.
+            let flushed = || Box::pin(tokio::time::sleep(FLUSH_BEFORE_CUT));
+            std::task::ready!(self.flushing.get_or_insert_with(flushed).as_mut().poll(cx));
+        }
         match cut {
             Cut::End => Poll::Ready(None),
             Cut::Fin => Poll::Ready(Some(Err("cut by order".into()))),
@@ -251,7 +257,7 @@ impl Body for OutBody {
             if let Some((at, cut)) = this.effects.cut
                 && this.sent >= at
             {
-                return this.cut(cut);
+                return this.cut(cut, cx);
             }
             let next = match this.rest.is_empty() {
                 false => std::mem::take(&mut this.rest),

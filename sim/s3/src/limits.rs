@@ -1,5 +1,9 @@
 //! Limits of the test server, each with its reason.
 
+use std::time::Duration;
+
+/// How long bytes before an ordered cut get to leave.
+pub const FLUSH_BEFORE_CUT: Duration = Duration::from_millis(20);
 /// Bytes per frame: small enough to stay in the L2 cache between being read and being sent.
 pub const FRAME_BYTES: usize = 256 << 10;
 /// Bytes per frame while a rate limit holds: waits stay short and the curve smooth.
