@@ -28,6 +28,12 @@ impl Session {
         Ok(Session { settings, json: args.json })
     }
 
+    /// With one coordinator, and nothing else.
+    pub fn at(coordinator: &str) -> Session {
+        let settings = ClientSettings { coordinator: vec![coordinator.to_owned()], socket: None };
+        Session { settings, json: false }
+    }
+
     /// A unary call about `thing`, at the first coordinator that answers.
     pub async fn call<T, F>(&self, thing: &str, mut call: impl FnMut(Grpc) -> F) -> Result<T>
     where

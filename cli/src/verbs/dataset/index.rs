@@ -46,7 +46,9 @@ fn failure(url: &str, error: &OriginError) -> Failure {
         _ => Code::Other,
     };
     let next = match code {
-        Code::Denied => "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION, and the permissions to read and write",
+        Code::Denied => {
+            "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION, and the permissions to read and write"
+        }
         Code::Conflict => "nobody may write to the prefix while it is indexed; then run this again",
         Code::Usage | Code::Unknown => "correct the URL or the keys that it names",
         _ => "`millstream doctor URL` shows whether the origin can be reached",
