@@ -20,7 +20,6 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::buffers::Arena;
-use crate::config::Config;
 use crate::control::{CoordinatorLink, SessionEvent, SessionOut};
 use crate::counters::Counters;
 use crate::local::{LocalState, LocalVersion};
@@ -35,6 +34,7 @@ mod orders;
 mod report;
 mod versions;
 
+pub(crate) use carry::failure;
 pub(crate) use versions::{OpenFailure, Opened};
 
 /// What tasks tell the driver.
@@ -93,7 +93,6 @@ struct Peer {
 
 /// What a driver is made of, besides its own state.
 pub(crate) struct Parts {
-    pub config: Arc<Config>,
     pub store: Arc<Store>,
     pub arena: Arc<Arena>,
     pub table: Arc<PieceTable>,

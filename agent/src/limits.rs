@@ -118,3 +118,10 @@ pub const OPEN_SHARDS_MAX: usize = 192;
 pub const SHARD_GATES: usize = 64;
 /// Pieces read at once when a restart checks what the journal claims; each holds a slot.
 pub const RECHECK_PIECES_AT_ONCE: usize = 4;
+/// Without a configured capacity, this share of the file system is used: file systems slow down when they are full.
+pub const CAPACITY_PERCENT: u64 = 90;
+
+// ------------------------------------------------------------------ origin
+
+/// Bytes from the origin are summed in parts of this size: they are still in the L2 cache then.
+pub const SUM_CHUNK_BYTES: usize = 256 << 10;

@@ -170,7 +170,8 @@ impl LocalApi {
         }
         if let Some(channel) = self.link.channel() {
             let request = ShowDatasetRequest { dataset: text.to_owned(), page_offset: 0, page_limit: 1 };
-            let shown = ClientServiceClient::new(channel).show_dataset(request);
+            let mut client = ClientServiceClient::new(channel);
+            let shown = client.show_dataset(request);
             if let Ok(Err(status)) = tokio::time::timeout(Duration::from_secs(2), shown).await
                 && status.code() == tonic::Code::NotFound
             {

@@ -25,7 +25,7 @@ use crate::local_api::{self, LocalApi};
 use crate::storage::{Store, StoreConfig, io};
 use crate::table::PieceTable;
 use crate::transport::tcp::{ServerConfig, TcpConfig, TcpTransport};
-use crate::transport::{PieceSource, faulty};
+use crate::transport::PieceSource;
 use crate::{http, transport, verify};
 
 /// Runs an agent until `shutdown`, then drains within the configured time.
@@ -44,6 +44,9 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
         IoMode::Blocking => io::Mode::Blocking,
     };
     let (engine, choice) = io::probe(mode, &config.data_dir, &arena).await.context("no storage engine (flag --io)")?;
+    if let Some(reason) = &choice.buffered {
+        counters.fallback("direct", "buffered", reason);
+    }
     if let Some(reason) = &choice.fallback {
         counters.fallback("uring", "blocking", reason);
     }
@@ -59,7 +62,6 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     let mut tcp = TcpConfig::new(&config.node);
     tcp.connections_per_peer = config.connections_per_peer;
     let parts = Parts {
-        config: config.clone(),
         store: store.clone(),
         arena: arena.clone(),
         table: table.clone(),
@@ -83,10 +85,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     let peers_down = CancellationToken::new();
     let server_config = ServerConfig::new(&config.node);
     let server_stats = server_config.stats.clone();
-    let source: Arc<dyn PieceSource> = match std::env::var("MILLSTREAM_FAULT_SERVE") {
-        Ok(spec) => Arc::new(faulty::FaultySource::from_spec(&spec, table.clone()).map_err(anyhow::Error::msg)?),
-        Err(_) => table.clone(),
-    };
+    let source: Arc<dyn PieceSource> = table.clone();
     let server = tokio::spawn(transport::tcp::serve(bound.peers, source, server_config, peers_down.clone()));
     tokio::spawn(mirror_sent(counters.clone(), server_stats, shutdown.clone()));
     if let Some(listener) = bound.http {
@@ -188,7 +187,7 @@ async fn bind_socket(path: &Path) -> anyhow::Result<UnixListener> {
     Ok(listener)
 }
 
-fn make_hello(config: &Arc<Config>, store: &Arc<Store>, choice: &io::Choice, bound: Addresses) -> MakeHello {
+fn make_hello(config: &Arc<Config>, store: &Arc<Store>, choice: &io::IoChoice, bound: Addresses) -> MakeHello {
     let (config, store, choice) = (config.clone(), store.clone(), choice.clone());
     let boot_id = rand::random();
     Arc::new(move |towards| {

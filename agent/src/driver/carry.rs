@@ -9,7 +9,7 @@ use millstream_agent_core::event::{Action, Event, Failure, FailureKind, FetchId,
 use millstream_types::{Crc64, DatasetId, PieceNo, PieceRange, ShardNo};
 use tokio::sync::oneshot;
 
-use super::{Driver, Input};
+use super::{Driver, Input, Slot};
 use crate::origin::{ExtentRead, read_extent};
 use crate::piece::Verified;
 use crate::storage::{SealError, WriteError};
@@ -179,6 +179,10 @@ impl Driver {
         let Some((digest, local)) = self.open(dataset).map(|o| (o.digest, o.local.clone())) else { return };
         self.parts.table.remove(&digest, local.manifest.layout().shard_pieces(shard));
         local.progress.send_modify(|p| p.sealed.remove_range(shard..shard + 1));
+        if let Some(Slot::Open(open)) = self.versions.get_mut(&dataset) {
+            let gone = local.manifest.layout().shard_pieces(shard);
+            open.origin_read.retain(|(first, crcs)| *first >= gone.end || first + crcs.len() as PieceNo <= gone.start);
+        }
         let store = self.parts.store.clone();
         self.parts.tasks.spawn(async move {
             if let Err(error) = store.discard_shard(&digest, shard).await {

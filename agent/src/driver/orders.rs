@@ -138,7 +138,7 @@ impl Driver {
     pub(super) fn send_inventory(&mut self, dataset: DatasetId) {
         let (Some(&wire), Some(open)) = (self.to_wire.get(&dataset), self.open(dataset)) else { return };
         let digest = open.digest;
-        let (have, sealed) = (self.core.have(dataset), open.local.progress.borrow().sealed.clone());
+        let Some((have, sealed)) = self.core.inventory(dataset) else { return };
         let origin_read = self
             .core
             .learned(dataset)
