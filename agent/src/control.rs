@@ -43,15 +43,10 @@ pub enum SessionEvent {
 pub struct SessionOut(mpsc::Sender<AgentMessage>);
 
 impl SessionOut {
-    /// Sends, or says that the session is gone or too slow.
-    ///
-    /// # Errors
-    /// The body back: drop this session then.
-    pub fn send(&self, body: agent_message::Body) -> Result<(), agent_message::Body> {
-        self.0.try_send(AgentMessage { body: Some(body) }).map_err(|e| match e.into_inner().body {
-            Some(body) => body,
-            None => agent_message::Body::Batch(v1::Batch::default()),
-        })
+    /// Sends; `false` when the session is gone or too slow: drop it then.
+    #[must_use]
+    pub fn send(&self, body: agent_message::Body) -> bool {
+        self.0.try_send(AgentMessage { body: Some(body) }).is_ok()
     }
 }
 

@@ -249,7 +249,7 @@ impl Driver {
     /// Sends to the coordinator. Without a session nothing is lost: the next one begins with an inventory.
     fn send(&mut self, body: Body) {
         if let Some(session) = &self.session
-            && session.send(body).is_err()
+            && !session.send(body)
         {
             tracing::warn!("the session with the coordinator is too slow or gone; dropping it");
             self.session = None;
