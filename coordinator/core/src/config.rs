@@ -27,8 +27,6 @@ pub struct CoreConfig {
     pub origin_leases_max: u32,
     /// Shortest origin lease in microseconds.
     pub lease_min_us: u64,
-    /// May several nodes read the same extent from the origin when that looks faster?
-    pub allow_direct_duplicates: bool,
     /// Number of the first assignment: differs between incarnations, so that late reports meet no new number.
     pub first_assignment: u64,
 }
@@ -47,7 +45,6 @@ impl Default for CoreConfig {
             origin_leases: 4,
             origin_leases_max: 4096,
             lease_min_us: 10_000_000,
-            allow_direct_duplicates: false,
             first_assignment: 1,
         }
     }

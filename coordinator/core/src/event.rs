@@ -6,8 +6,7 @@
 use std::sync::Arc;
 
 use millstream_types::{
-    AssignmentId, Crc64, DatasetId, Layout, NodeId, OriginChecksum, PieceNo, PieceRange, RunSet,
-    ShardNo, StageId,
+    AssignmentId, Crc64, DatasetId, Layout, NodeId, OriginChecksum, PieceNo, PieceRange, RunSet, ShardNo, StageId,
 };
 
 /// Where a fetch reads from.
@@ -150,6 +149,13 @@ pub enum Event {
         node: NodeId,
         /// What it said of itself.
         info: NodeInfo,
+    },
+    /// The name behind a node's number, before it is up: `spread` places by name, so that a restart moves nothing.
+    NodeNamed {
+        /// The node.
+        node: NodeId,
+        /// Its name.
+        name: String,
     },
     /// A node's session ended, or the shell gave up on it. The core waits out `SUSPECT_US` before it acts on it.
     NodeLost {

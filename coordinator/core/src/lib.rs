@@ -4,45 +4,139 @@
 //! Participants: the shell (`millstream-coordinator`) and the simulator (`millstream-sim`) drive a [`Core`] through
 //! [`event`]. Goals: every origin byte read once; transfers near T*; a fault costs little; the same events give the
 //! same actions. Non-goals: storage, sockets, clocks, names and URLs (the shell's).
+//!
+//! Order inside: [`Core::handle_event`] dispatches to `session` (nodes come and go), `staging` (what is wanted),
+//! `progress` (what was done) and `faults` (what went wrong); all of them end in `plan`, which hands out work.
 
+mod bits;
+mod catalog;
 pub mod config;
 pub mod event;
+mod extent;
+mod faults;
+mod flight;
+mod hand_out;
 pub mod limits;
+mod membership;
+mod origin;
+mod plan;
+mod progress;
+mod session;
+mod stage;
+mod staging;
+mod sums;
 pub mod view;
+mod views;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
-use millstream_types::{Crc64, DatasetId, NodeId, PieceNo, StageId, Time};
+use millstream_types::{DatasetId, NodeId, StageId, Time};
 
 pub use config::CoreConfig;
-use event::{Action, Event, ShardFailure};
-use view::{Counters, NodeView, ReplicaView, StageView};
+
+use catalog::Dataset;
+use event::{Action, Event, Note};
+use flight::Flights;
+use membership::Nodes;
+use origin::OriginBudget;
+use plan::Scratch;
+use stage::Stage;
+use view::Counters;
 
 /// The coordinator's whole state and policy.
 #[derive(Debug)]
 pub struct Core {
+    config: CoreConfig,
     actions: VecDeque<Action>,
     counters: Counters,
+    nodes: Nodes,
+    flights: Flights,
+    /// By number; `None` for those unknown or removed (and for the one being worked on).
+    datasets: Vec<Option<Box<Dataset>>>,
+    /// Versions with stages, the most urgent first.
+    active: Vec<DatasetId>,
+    stages: BTreeMap<StageId, Stage>,
+    origin: OriginBudget,
+    next_tick: Time,
+    begun: bool,
+    /// After a restart, origin reads wait until then for known nodes.
+    recover_until: Time,
+    /// Planning runs on the typical link's time.
+    ns_per_byte: f64,
+    /// Turns the starting points of bounded searches.
+    rotation: u32,
+    scratch: Scratch,
 }
 
 impl Core {
     /// Nothing known yet.
     pub fn new(config: CoreConfig) -> Core {
-        let _ = config;
         Core {
             actions: VecDeque::new(),
             counters: Counters::default(),
+            nodes: Nodes::default(),
+            flights: Flights::new(config.first_assignment),
+            datasets: Vec::new(),
+            active: Vec::new(),
+            stages: BTreeMap::new(),
+            origin: OriginBudget::new(config.origin_leases, config.origin_leases_max),
+            next_tick: Time::ZERO,
+            begun: false,
+            recover_until: Time::ZERO,
+            ns_per_byte: 1e9 / config.link_bytes_per_s.max(1.0),
+            rotation: 0,
+            scratch: Scratch::default(),
+            config,
         }
     }
 
     /// Takes one event in. Drain [`poll_action`](Self::poll_action) afterwards.
     pub fn handle_event(&mut self, now: Time, event: Event) {
-        let _ = (now, event);
+        self.begin(now);
+        match event {
+            Event::NodeUp { node, info } => self.node_up(now, node, info),
+            Event::NodeNamed { node, name } => self.node_named(now, node, name),
+            Event::NodeLost { node } => self.node_lost(now, node),
+            Event::NodeGone { node } => self.node_down(now, node),
+            Event::Heartbeat { node, used_bytes, capacity_bytes } => {
+                self.heartbeat(now, node, used_bytes, capacity_bytes);
+            }
+            Event::DatasetAdded { dataset, facts } => self.dataset_added(dataset, facts),
+            Event::DatasetRemoved { dataset } => self.dataset_removed(now, dataset),
+            Event::Inventory { node, dataset, pieces, sealed } => {
+                self.inventory(now, node, dataset, &pieces, sealed);
+            }
+            Event::StageRequested { stage, dataset, nodes, placement, priority } => {
+                self.stage_requested(now, stage, dataset, nodes, placement, priority);
+            }
+            Event::StageCancelled { stage } => self.stage_cancelled(now, stage),
+            Event::PiecesRead { node, dataset, first, crcs } => {
+                self.pieces_read(now, node, dataset, first, &crcs);
+            }
+            Event::AssignmentDone { node, assignment, bytes, elapsed_us: _, source } => {
+                self.assignment_done(now, node, assignment, bytes, source);
+            }
+            Event::AssignmentFailed { node, assignment, missing, failure } => {
+                self.assignment_failed(now, node, assignment, &missing, failure);
+            }
+            Event::SourceFailed { node, dataset: _, failure } => self.complaint(now, node, &failure),
+            Event::ShardsSealed { node, dataset, shards } => self.shards_sealed(now, node, dataset, &shards),
+            Event::ShardMismatch { node, dataset, shard, expected, actual } => {
+                self.shard_mismatch(now, node, dataset, shard, expected, actual);
+            }
+            Event::ShardLost { node, dataset, shard, reason: _ } => self.shard_lost(now, node, dataset, shard),
+            Event::NodeRefused { node, dataset, kind: _, reason } => self.node_refused(now, node, dataset, reason),
+            Event::Evicted { node, dataset } => self.evicted(now, node, dataset),
+        }
     }
 
     /// Call when [`poll_timeout`](Self::poll_timeout) has passed.
     pub fn handle_timeout(&mut self, now: Time) {
-        let _ = now;
+        self.begin(now);
+        if now >= self.next_tick {
+            self.next_tick = now + limits::TICK_US;
+            self.tick(now);
+        }
     }
 
     /// The next order to carry out.
@@ -52,64 +146,51 @@ impl Core {
 
     /// When [`handle_timeout`](Self::handle_timeout) is due; `None`: nothing is waiting for time to pass.
     pub fn poll_timeout(&self) -> Option<Time> {
-        None
+        let watching = self.nodes.iter().any(|(_, n)| n.state != event::NodeState::Down);
+        (watching || !self.active.is_empty()).then_some(self.next_tick)
     }
 
-    /// All nodes ever seen, by number.
-    pub fn nodes(&self, now: Time) -> Vec<NodeView> {
-        let _ = now;
-        Vec::new()
+    fn begin(&mut self, now: Time) {
+        if !self.begun {
+            self.begun = true;
+            self.next_tick = now + limits::TICK_US;
+            if self.config.recovering {
+                self.recover_until = now + self.config.reconnect_grace_us;
+            }
+        }
     }
 
-    /// One node.
-    pub fn node(&self, node: NodeId, now: Time) -> Option<NodeView> {
-        let _ = (node, now);
-        None
+    fn note(&mut self, note: Note) {
+        self.actions.push_back(Action::Note(note));
     }
 
-    /// A version on a node; `None` when the version or the node is unknown.
-    pub fn replica(&self, dataset: DatasetId, node: NodeId) -> Option<ReplicaView> {
-        let _ = (dataset, node);
-        None
+    /// Works on one version and on everything else at once.
+    fn with<R>(&mut self, id: DatasetId, work: impl FnOnce(&mut Core, &mut Dataset) -> R) -> Option<R> {
+        let mut ds = self.datasets.get_mut(id.0 as usize)?.take()?;
+        let result = work(self, &mut ds);
+        self.datasets[id.0 as usize] = Some(ds);
+        Some(result)
     }
 
-    /// A version on every node that has or shall have something of it.
-    pub fn replicas(&self, dataset: DatasetId) -> Vec<ReplicaView> {
-        let _ = dataset;
-        Vec::new()
+    fn dataset_ids(&self) -> Vec<DatasetId> {
+        (0..self.datasets.len() as u32).map(DatasetId).filter(|d| self.datasets[d.0 as usize].is_some()).collect()
     }
 
-    /// All stages, by number.
-    pub fn stages(&self, now: Time) -> Vec<StageView> {
-        let _ = now;
-        Vec::new()
+    /// Finds work for everyone, each time beginning with another node.
+    fn serve_all(&mut self, now: Time) {
+        let nodes = self.nodes.len();
+        self.rotation = self.rotation.wrapping_add(1);
+        for i in 0..nodes {
+            self.serve(now, NodeId((i + self.rotation) % nodes));
+        }
     }
 
-    /// One stage.
-    pub fn stage(&self, stage: StageId, now: Time) -> Option<StageView> {
-        let _ = (stage, now);
-        None
-    }
-
-    /// Shards of a version that failed for good.
-    pub fn failures(&self, dataset: DatasetId) -> Vec<ShardFailure> {
-        let _ = dataset;
-        Vec::new()
-    }
-
-    /// The piece checksums known of a version: runs of consecutive pieces, to go with its manifest.
-    pub fn known_checksums(&self, dataset: DatasetId) -> Vec<(PieceNo, Vec<Crc64>)> {
-        let _ = dataset;
-        Vec::new()
-    }
-
-    /// What was counted since the start.
-    pub fn counters(&self) -> Counters {
-        self.counters
-    }
-
-    /// Bytes of memory held for holdings, flights and checksums (an estimate from lengths).
-    pub fn memory_bytes(&self) -> usize {
-        0
+    /// Finds work for a few nodes, in turn: after something was freed that is not theirs.
+    fn serve_some(&mut self, now: Time) {
+        let nodes = self.nodes.len();
+        for _ in 0..limits::SAMPLE_MAX.min(nodes as usize) {
+            self.rotation = self.rotation.wrapping_add(1);
+            self.serve(now, NodeId(self.rotation % nodes));
+        }
     }
 }

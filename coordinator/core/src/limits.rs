@@ -26,3 +26,76 @@ pub const EXTENT_BYTES_NORMAL: u64 = 64 << 20;
 pub const EXTENT_BYTES_MAX: u64 = 1 << 30;
 /// Assignments handed out per second at full rate: the budget that grows extents (see `examples/assignments_per_s`).
 pub const ASSIGNMENTS_PER_S: u64 = 100_000;
+/// Largest placement group of small shards.
+pub const GROUP_BYTES_MAX: u64 = 256 << 20;
+
+// ------------------------------------------------------------------ planning
+
+/// Alternates that go with an assignment: each costs an address in the message.
+pub const ALTERNATES_MAX: usize = 3;
+/// Children that one node may serve at once: each is a connection or a request queue there.
+pub const CHILDREN_MAX: usize = 256;
+/// Holders, receivers or wanters looked at for one choice: enough for a good one, bounded for a cheap one.
+pub const SAMPLE_MAX: usize = 16;
+/// Extents compared when a node catches up ("rarest first").
+pub const CANDIDATES_MAX: usize = 32;
+/// Plans tried for one node in one go.
+pub const SERVE_MAX: usize = 64;
+/// Assigned and not done, per node, at least this long at its measured rate: hides the control round trip.
+pub const WINDOW_US: u64 = 200_000;
+/// Slower than typical by this factor: a node is served last and serves nobody while others can.
+pub const SLOW_FACTOR: f64 = 4.0;
+/// Slower by less than this is noise.
+pub const SLOW_NOISE: f64 = 2.0;
+/// A measured slowness is never believed beyond this: it must be able to recover.
+pub const SLOW_MAX: f64 = 16.0;
+/// A flight this many times slower than typical gets another source.
+pub const OVERDUE_FACTOR: f64 = 4.0;
+/// And at least this late: below it, re-sourcing costs more than waiting.
+pub const OVERDUE_SLACK_US: u64 = 500_000;
+/// Changes of source per flight for being overdue; then its node is the slow one.
+pub const RESOURCE_MAX: u8 = 3;
+
+// ------------------------------------------------------------------ origin
+
+/// Leases that one node may hold when nobody shares what it reads: enough parallel reads to fill a link.
+pub const LEASES_PER_NODE: u32 = 8;
+/// A lease lasts this many times longer than they typically take.
+pub const LEASE_FACTOR: f64 = 8.0;
+/// Before anything was measured, a lease lasts this long.
+pub const LEASE_FIRST_US: u64 = 60_000_000;
+/// Time beyond the lease before it is taken away: the holder's report may be on its way.
+pub const LEASE_SLACK_US: u64 = 1_000_000;
+/// First and longest pause after the origin asked for fewer requests.
+pub const THROTTLE_PAUSE_MIN_US: u64 = 100_000;
+/// See [`THROTTLE_PAUSE_MIN_US`].
+pub const THROTTLE_PAUSE_MAX_US: u64 = 10_000_000;
+/// After throttling, the budget grows by one per round for this long.
+pub const THROTTLE_MEMORY_US: u64 = 60_000_000;
+/// Origin reads of one extent that may fail in passing ways before its shard fails.
+pub const ORIGIN_ATTEMPTS_MAX: u8 = 8;
+/// First pause before an extent is read again; doubles with each attempt.
+pub const ORIGIN_RETRY_MIN_US: u64 = 100_000;
+/// Longest pause before an extent is read again.
+pub const ORIGIN_RETRY_MAX_US: u64 = 5_000_000;
+
+// ------------------------------------------------------------------ faults
+
+/// First quarantine of a source of bad bytes; doubles each time.
+pub const QUARANTINE_CHECKSUM_US: u64 = 10_000_000;
+/// Longest quarantine of a source of bad bytes.
+pub const QUARANTINE_CHECKSUM_MAX_US: u64 = 600_000_000;
+/// First quarantine of a source that does not answer; doubles each time.
+pub const QUARANTINE_MIN_US: u64 = 1_000_000;
+/// Longest quarantine of a source that does not answer.
+pub const QUARANTINE_MAX_US: u64 = 60_000_000;
+/// After this many quarantines for bad bytes a node's copy does not count as one: the origin is read again.
+pub const DISTRUST_STRIKES: u32 = 2;
+/// First pause of a node whose assignments fail in a row; doubles each time.
+pub const HOLD_MIN_US: u64 = 50_000;
+/// Longest pause of a node whose assignments fail in a row.
+pub const HOLD_MAX_US: u64 = 5_000_000;
+/// Rounds of doubt about one shard before it fails.
+pub const DISPUTE_ROUNDS_MAX: u32 = 3;
+/// Failed shards kept with their reason per version; beyond it only the count is right.
+pub const FAILURES_KEPT_MAX: usize = 10_000;

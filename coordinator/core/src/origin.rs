@@ -1,0 +1,188 @@
+//! The budget of origin reads: how many leases at once.
+//!
+//! It starts small (what is read from the origin is shared by all nodes, so few parallel reads do), is probed
+//! upwards while nodes go hungry and more leases make the origin faster, and is halved when the origin complains.
+
+use millstream_types::Time;
+
+use crate::limits::{THROTTLE_MEMORY_US, THROTTLE_PAUSE_MAX_US, THROTTLE_PAUSE_MIN_US};
+use crate::membership::{Meter, doubled};
+
+/// A larger budget must make the origin at least this much faster to be kept.
+const PROBE_GAIN: f64 = 1.15;
+/// Rounds between probes, at first and at most.
+const PROBE_REST_MIN: u32 = 4;
+const PROBE_REST_MAX: u32 = 256;
+
+/// Leases in flight and how many there may be.
+#[derive(Debug)]
+pub(crate) struct OriginBudget {
+    /// Shared leases in flight.
+    pub(crate) shared: u32,
+    /// All leases in flight.
+    pub(crate) all: u32,
+    /// Allowed at once, of the shared.
+    pub(crate) budget: u32,
+    max: u32,
+    pause_until: Time,
+    throttles: u32,
+    throttled_at: Option<Time>,
+    /// Of the whole origin.
+    pub(crate) meter: Meter,
+    round: Round,
+    rest: u32,
+    rest_next: u32,
+    /// Budget and rate before the running probe.
+    probe: Option<(u32, f64)>,
+}
+
+#[derive(Debug, Default)]
+struct Round {
+    start: Time,
+    done: u32,
+    bytes: u64,
+}
+
+impl OriginBudget {
+    pub(crate) fn new(first: u32, max: u32) -> OriginBudget {
+        let first = first.max(1);
+        OriginBudget {
+            shared: 0,
+            all: 0,
+            budget: first,
+            max: max.max(first),
+            pause_until: Time::ZERO,
+            throttles: 0,
+            throttled_at: None,
+            meter: Meter::default(),
+            round: Round::default(),
+            rest: 1,
+            rest_next: PROBE_REST_MIN,
+            probe: None,
+        }
+    }
+
+    /// May one more lease be granted?
+    pub(crate) fn allows(&self, now: Time, shared: bool) -> bool {
+        let within = if self.throttled_at.is_some() { self.all < self.budget } else { self.all < self.max };
+        now >= self.pause_until && within && (!shared || self.shared < self.budget)
+    }
+
+    pub(crate) fn granted(&mut self, now: Time, shared: bool) {
+        self.all += 1;
+        self.shared += u32::from(shared);
+        if self.all == 1 && self.round.done == 0 {
+            self.round.start = now;
+        }
+        self.meter.begin(now);
+    }
+
+    /// A lease is over; `bytes` came.
+    pub(crate) fn ended(&mut self, now: Time, shared: bool, bytes: u64) {
+        self.all -= 1;
+        self.shared -= u32::from(shared);
+        self.meter.took(now, bytes, self.all == 0);
+        self.round.done += 1;
+        self.round.bytes += bytes;
+    }
+
+    /// Ends a round once as many leases ended as the budget allows. `hungry`: nodes wait for the origin.
+    pub(crate) fn end_round(&mut self, now: Time, hungry: bool) {
+        if self.round.done < self.budget.max(4) {
+            return;
+        }
+        let rate = self.round.bytes as f64 / now.since(self.round.start).max(1) as f64;
+        self.round = Round { start: now, done: 0, bytes: 0 };
+        if let Some(at) = self.throttled_at {
+            if now.since(at) > THROTTLE_MEMORY_US {
+                self.throttled_at = None;
+                self.throttles = 0;
+            } else if now >= self.pause_until {
+                self.budget = (self.budget + 1).min(self.max);
+            }
+            return;
+        }
+        if let Some((before, rate_before)) = self.probe {
+            if self.rest > 0 {
+                // The first round of a probe still carries the old leases.
+                self.rest -= 1;
+                return;
+            }
+            self.probe = None;
+            if rate < rate_before * PROBE_GAIN {
+                self.budget = before;
+                self.rest = self.rest_next;
+                self.rest_next = (self.rest_next * 2).min(PROBE_REST_MAX);
+                return;
+            }
+            self.rest_next = PROBE_REST_MIN;
+        }
+        if self.rest > 0 {
+            self.rest -= 1;
+        } else if hungry && self.budget < self.max {
+            self.probe = Some((self.budget, rate));
+            self.budget = (self.budget + self.budget.div_ceil(2)).min(self.max);
+            self.rest = 1;
+        }
+    }
+
+    /// The origin asked for fewer requests.
+    pub(crate) fn throttled(&mut self, now: Time) {
+        // Answers to requests made before the last cut say nothing new.
+        if now < self.pause_until {
+            return;
+        }
+        self.throttled_at = Some(now);
+        self.probe = None;
+        self.budget = (self.all.max(1).min(self.budget) / 2).max(1);
+        self.pause_until = now + doubled(THROTTLE_PAUSE_MIN_US, self.throttles, THROTTLE_PAUSE_MAX_US);
+        self.throttles += 1;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rounds(budget: &mut OriginBudget, now: &mut Time, rate: impl Fn(u32) -> f64, count: u32) {
+        for _ in 0..count {
+            let n = budget.budget.max(4);
+            for _ in 0..n {
+                budget.granted(*now, true);
+            }
+            *now = *now + (f64::from(n) * 1e6 / rate(budget.budget)) as u64;
+            for _ in 0..n {
+                budget.ended(*now, true, 1_000_000);
+                budget.end_round(*now, true);
+            }
+        }
+    }
+
+    #[test]
+    fn grows_while_more_leases_are_faster_and_not_beyond() {
+        let mut now = Time(0);
+        let mut budget = OriginBudget::new(4, 4096);
+        rounds(&mut budget, &mut now, |n| f64::from(n.min(100)), 200);
+        assert!((90..=210).contains(&budget.budget), "{}", budget.budget);
+        let mut budget = OriginBudget::new(4, 4096);
+        rounds(&mut budget, &mut now, |_| 10.0, 200);
+        assert!(budget.budget <= 6, "{}", budget.budget);
+    }
+
+    #[test]
+    fn throttling_halves_and_pauses() {
+        let mut budget = OriginBudget::new(16, 64);
+        for _ in 0..16 {
+            budget.granted(Time(0), true);
+        }
+        budget.throttled(Time(1));
+        assert_eq!(budget.budget, 8);
+        budget.throttled(Time(2));
+        assert_eq!(budget.budget, 8);
+        for _ in 0..16 {
+            budget.ended(Time(3), true, 0);
+        }
+        assert!(!budget.allows(Time(4), true));
+        assert!(budget.allows(Time(200_000), true));
+    }
+}

@@ -1,0 +1,457 @@
+//! Planning: which node gets which extent from whom.
+//!
+//! Work is found node by node: whoever has room gets the rarest extent that others have ("catching up"), else the
+//! next one from the origin. But an extent is always planned for *all* nodes that need it and have room, as a tree
+//! that exists only while the extent moves: the parent of each child is the one whose uplink is free earliest. With
+//! equal rates and large extents that is a rotating chain; with short ones it becomes bushy.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+
+use millstream_types::{NodeId, Time};
+
+use crate::Core;
+use crate::catalog::{Dataset, ExtentNo};
+use crate::event::Source;
+use crate::limits::{ALTERNATES_MAX, CHILDREN_MAX, LEASES_PER_NODE, SAMPLE_MAX, SERVE_MAX, WINDOW_US};
+
+/// Reused between plans: nothing is allocated per assignment.
+#[derive(Debug, Default)]
+pub(crate) struct Scratch {
+    wanters: Vec<Wanter>,
+    candidates: Vec<(u32, ExtentNo)>,
+    heap: BinaryHeap<Reverse<(u64, u32)>>,
+    /// By node: when its uplink could start on one more child, and when it begins to receive. Valid for members.
+    key: Vec<u64>,
+    start: Vec<u64>,
+    /// By rack: the member that joined the tree last.
+    rack_last: Vec<Option<NodeId>>,
+}
+
+/// A node that needs an extent, in the order of joining its tree.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Wanter {
+    last: bool,
+    down: u64,
+    up: u64,
+    turn: u32,
+    node: NodeId,
+}
+
+/// Where to get an extent when a plan has to be changed.
+#[derive(Debug)]
+pub(crate) struct Found {
+    pub(crate) source: NodeId,
+    pub(crate) alternates: Vec<NodeId>,
+    pub(crate) holder: bool,
+}
+
+impl Core {
+    /// Finds work for a node until its window is full or nothing is left for it.
+    pub(crate) fn serve(&mut self, now: Time, node: NodeId) {
+        for _ in 0..SERVE_MAX {
+            if !self.nodes.get(node).is_some_and(|n| n.ready(now)) {
+                return;
+            }
+            let mut planned = false;
+            for i in 0..self.active.len() {
+                let id = self.active[i];
+                planned = self.with(id, |core, ds| core.serve_from(ds, now, node)).unwrap_or(false);
+                if planned {
+                    break;
+                }
+            }
+            if !planned {
+                return;
+            }
+        }
+    }
+
+    fn serve_from(&mut self, ds: &mut Dataset, now: Time, node: NodeId) -> bool {
+        if !self.open_for(ds, node) || !self.has_room(ds, node) {
+            return false;
+        }
+        let mut candidates = std::mem::take(&mut self.scratch.candidates);
+        ds.catch_up_candidates(node, &mut candidates);
+        let planned = candidates.iter().take(4).any(|&(_, e)| self.plan_seeded(ds, now, e, node));
+        self.scratch.candidates = candidates;
+        planned || self.plan_fresh(ds, now, node)
+    }
+
+    /// The version is open on the node and may go there.
+    fn open_for(&self, ds: &Dataset, node: NodeId) -> bool {
+        ds.replica(node).is_some_and(|r| r.inventoried && r.refused.is_none())
+    }
+
+    /// Less is assigned to the node than it can have on its way at once.
+    pub(crate) fn has_room(&self, ds: &Dataset, node: NodeId) -> bool {
+        let Some(n) = self.nodes.get(node) else {
+            return false;
+        };
+        let members = 64 - (u64::from(self.nodes.len()) | 1).leading_zeros();
+        let extents = self.origin.budget.clamp(LEASES_PER_NODE, 32) + 2 + members;
+        let by_rate = n.rate_in.rate * WINDOW_US as f64 / 1e6;
+        n.down_backlog < (ds.target * u64::from(extents)).max(by_rate as u64)
+    }
+
+    fn wants_now(&self, ds: &Dataset, now: Time, node: NodeId) -> bool {
+        self.nodes.get(node).is_some_and(|n| n.ready(now)) && self.open_for(ds, node)
+    }
+
+    /// An extent that somebody has or receives already.
+    fn plan_seeded(&mut self, ds: &mut Dataset, now: Time, e: ExtentNo, node: NodeId) -> bool {
+        self.list_wanters(ds, now, e);
+        if !self.scratch.wanters.iter().any(|w| w.node == node) {
+            return false;
+        }
+        self.begin_tree();
+        self.add_holders(ds, now, e);
+        if self.scratch.heap.is_empty() {
+            self.add_receivers(ds, now, e);
+        }
+        if self.scratch.heap.is_empty() {
+            // Copies that are not to be trusted do not count.
+            let extent = &ds.extents[e as usize];
+            let distrusted = extent.lease.is_none()
+                && extent.have.iter().all(|h| self.nodes.get(NodeId(h)).is_some_and(|n| n.quarantine.distrusted(now)));
+            return distrusted && self.lease_allowed(ds, now, node, true) && self.grow_from_origin(ds, now, e);
+        }
+        self.grow(ds, now, e)
+    }
+
+    /// The next extent that only the origin has.
+    fn plan_fresh(&mut self, ds: &mut Dataset, now: Time, node: NodeId) -> bool {
+        if !self.inventories_in(ds, now) || !self.origin.allows(now, false) {
+            return false;
+        }
+        let Some(e) = ds.next_fresh(node, now) else {
+            return false;
+        };
+        let Some(shared) = self.gate(ds, now, e) else {
+            return false;
+        };
+        if !self.lease_allowed(ds, now, node, shared) {
+            return false;
+        }
+        self.list_wanters(ds, now, e);
+        self.begin_tree();
+        self.grow_from_origin(ds, now, e)
+    }
+
+    fn lease_allowed(&self, ds: &Dataset, now: Time, node: NodeId, shared: bool) -> bool {
+        let mine = self.nodes.get(node).map_or(0, |n| n.leases);
+        self.origin.allows(now, shared) && (shared || mine < LEASES_PER_NODE) && self.inventories_in(ds, now)
+    }
+
+    /// What the nodes hold is known, so that nothing of it is read from the origin again.
+    fn inventories_in(&self, ds: &Dataset, now: Time) -> bool {
+        ds.pending == 0 && (ds.recovered || now >= self.recover_until)
+    }
+
+    /// `None`: most of those that need it are busy. Else: is it shared by several nodes?
+    fn gate(&mut self, ds: &Dataset, now: Time, e: ExtentNo) -> Option<bool> {
+        self.rotation = self.rotation.wrapping_add(7);
+        let turn = self.rotation % self.nodes.len().max(1);
+        let (mut wanting, mut roomy) = (0, 0);
+        for n in ds.extents[e as usize].todo.iter_from(turn).take(SAMPLE_MAX) {
+            if self.wants_now(ds, now, NodeId(n)) {
+                wanting += 1;
+                roomy += u32::from(self.has_room(ds, NodeId(n)));
+            }
+        }
+        (roomy > 0 && roomy * 2 >= wanting).then_some(wanting > 1)
+    }
+
+    fn list_wanters(&mut self, ds: &Dataset, now: Time, e: ExtentNo) {
+        let mut wanters = std::mem::take(&mut self.scratch.wanters);
+        wanters.clear();
+        self.rotation = self.rotation.wrapping_add(1);
+        let coarse = 2 * ds.extents[e as usize].bytes.max(1);
+        for n in ds.extents[e as usize].todo.iter() {
+            let node = NodeId(n);
+            if !self.wants_now(ds, now, node) || !self.has_room(ds, node) {
+                continue;
+            }
+            let Some(known) = self.nodes.get(node) else {
+                continue;
+            };
+            wanters.push(Wanter {
+                last: known.slow_in.is_slow() || !known.serves_well(now),
+                down: known.down_backlog / coarse,
+                up: known.up_backlog,
+                turn: n.wrapping_add(self.rotation) % self.nodes.len(),
+                node,
+            });
+        }
+        wanters.sort_unstable();
+        self.scratch.wanters = wanters;
+    }
+
+    fn ns(&self, bytes: u64) -> u64 {
+        (bytes as f64 * self.ns_per_byte) as u64
+    }
+
+    /// When the node's uplink has served what it owes, counted from now.
+    fn up_free(&self, node: NodeId) -> u64 {
+        self.nodes.get(node).map_or(0, |n| (self.ns(n.up_backlog) as f64 * n.slow_out.factor()) as u64)
+    }
+
+    fn down_free(&self, node: NodeId) -> u64 {
+        self.nodes.get(node).map_or(0, |n| (self.ns(n.down_backlog) as f64 * n.slow_in.factor()) as u64)
+    }
+
+    fn begin_tree(&mut self) {
+        let nodes = self.nodes.len() as usize;
+        let racks = self.nodes.racks() + 1;
+        let scratch = &mut self.scratch;
+        scratch.heap.clear();
+        scratch.key.resize(nodes, 0);
+        scratch.start.resize(nodes, 0);
+        scratch.rack_last.clear();
+        scratch.rack_last.resize(racks, None);
+    }
+
+    /// `node` becomes a possible parent that begins to receive at `start`.
+    fn join_tree(&mut self, ds: &Dataset, node: NodeId, start: u64) {
+        let hop = self.ns(ds.layout.piece_len());
+        let key = self.up_free(node).max(start + hop);
+        let at = node.0 as usize;
+        self.scratch.start[at] = start;
+        self.scratch.key[at] = key;
+        self.scratch.heap.push(Reverse((key, node.0)));
+        let rack = self.nodes.get(node).map_or(0, |n| n.rack);
+        if rack > 0 {
+            self.scratch.rack_last[rack as usize] = Some(node);
+        }
+    }
+
+    fn add_holders(&mut self, ds: &Dataset, now: Time, e: ExtentNo) {
+        self.rotation = self.rotation.wrapping_add(1);
+        let turn = self.rotation % self.nodes.len().max(1);
+        let (mut good, mut poor) = ([NodeId(0); SAMPLE_MAX], None);
+        let mut count = 0;
+        for h in ds.extents[e as usize].have.iter_from(turn).take(4 * SAMPLE_MAX) {
+            let holder = NodeId(h);
+            match self.nodes.get(holder) {
+                Some(n) if n.serves_well(now) => {
+                    good[count] = holder;
+                    count += 1;
+                    if count == SAMPLE_MAX {
+                        break;
+                    }
+                }
+                Some(n) if n.serves() && !n.quarantine.distrusted(now) => poor = Some(holder),
+                _ => {}
+            }
+        }
+        for &holder in &good[..count] {
+            self.join_tree(ds, holder, 0);
+        }
+        if count == 0
+            && let Some(holder) = poor
+        {
+            self.join_tree(ds, holder, 0);
+        }
+    }
+
+    fn add_receivers(&mut self, ds: &Dataset, now: Time, e: ExtentNo) {
+        let flights = &ds.extents[e as usize].flights;
+        let mut receivers = [NodeId(0); SAMPLE_MAX];
+        let mut count = 0;
+        for i in 0..flights.len().min(4 * SAMPLE_MAX) {
+            let at = (i + self.rotation as usize) % flights.len();
+            let Some(flight) = self.flights.get(flights[at]) else {
+                continue;
+            };
+            let root = flight.source == Source::Origin;
+            let fit = self.nodes.get(flight.node).is_some_and(|n| n.serves_well(now) || (root && n.serves()));
+            if fit && count < SAMPLE_MAX {
+                receivers[count] = flight.node;
+                count += 1;
+            }
+        }
+        for &node in &receivers[..count] {
+            let start = self.down_free(node);
+            self.join_tree(ds, node, start);
+        }
+    }
+
+    /// Chooses the node that reads the extent from the origin, and grows the tree below it.
+    fn grow_from_origin(&mut self, ds: &mut Dataset, now: Time, e: ExtentNo) -> bool {
+        let extent = &ds.extents[e as usize];
+        let shard = ds.layout.shard_of(extent.pieces.start);
+        let used = ds.sums.disputes.get(&shard).map_or(&[][..], |d| &d.used);
+        let wanters = &self.scratch.wanters;
+        let hinted = extent.hint.and_then(|(node, _)| wanters.iter().position(|w| w.node == node));
+        let unused = |w: &Wanter| !used.contains(&w.node);
+        let retry = |w: &Wanter| extent.attempts > 0 && extent.last_root == Some(w.node);
+        let Some(at) = hinted
+            .filter(|&i| unused(&wanters[i]))
+            .or_else(|| wanters.iter().position(|w| unused(w) && !retry(w)))
+            .or_else(|| wanters.iter().position(unused))
+            .or_else(|| (!wanters.is_empty()).then_some(0))
+        else {
+            return false;
+        };
+        let root = self.scratch.wanters.remove(at).node;
+        let start = self.down_free(root);
+        if self.launch(ds, now, e, root, Source::Origin, Vec::new(), 0).is_none() {
+            return false;
+        }
+        self.join_tree(ds, root, start);
+        self.grow(ds, now, e);
+        true
+    }
+
+    /// Hangs all wanters into the tree, each below the node whose uplink is free earliest.
+    fn grow(&mut self, ds: &mut Dataset, now: Time, e: ExtentNo) -> bool {
+        let wanters = std::mem::take(&mut self.scratch.wanters);
+        let mut grown = false;
+        for wanter in &wanters {
+            let Some(parent) = self.best_parent(ds, wanter.node) else {
+                break;
+            };
+            let at = parent.0 as usize;
+            let (key, ready) = (self.scratch.key[at], self.down_free(wanter.node));
+            let alternates = self.alternates(ds, e, wanter.node, parent);
+            if self.launch(ds, now, e, wanter.node, Source::Peer(parent), alternates, 0).is_none() {
+                break;
+            }
+            grown = true;
+            // Its uplink is busy with this child for the length of the extent.
+            let slow = self.nodes.get(parent).map_or(1.0, |n| n.slow_out.factor());
+            let busy = (self.ns(ds.extents[e as usize].bytes) as f64 * slow) as u64;
+            self.scratch.key[at] = key + busy;
+            self.scratch.heap.push(Reverse((key + busy, parent.0)));
+            if !wanter.last {
+                self.join_tree(ds, wanter.node, key.max(ready));
+            }
+        }
+        self.scratch.wanters = wanters;
+        grown
+    }
+
+    /// Takes the parent with the earliest uplink out of the heap; one in the child's own rack when nearly as early.
+    fn best_parent(&mut self, ds: &Dataset, child: NodeId) -> Option<NodeId> {
+        loop {
+            let Reverse((key, node)) = self.scratch.heap.pop()?;
+            let parent = NodeId(node);
+            if self.scratch.key[node as usize] != key || !self.takes_children(parent) {
+                continue;
+            }
+            let rack = self.nodes.get(child).map_or(0, |n| n.rack);
+            let near = self.scratch.rack_last[rack as usize];
+            if let Some(near) = near.filter(|&n| rack > 0 && n != parent && self.takes_children(n)) {
+                let tie = key + 2 * self.ns(ds.layout.piece_len());
+                if self.scratch.key[near.0 as usize] <= tie {
+                    self.scratch.heap.push(Reverse((key, node)));
+                    return Some(near);
+                }
+            }
+            return Some(parent);
+        }
+    }
+
+    fn takes_children(&self, node: NodeId) -> bool {
+        self.nodes.get(node).is_some_and(|n| n.serving.len() < CHILDREN_MAX)
+    }
+
+    /// Ancestors first, then another member of the tree: none of them is below the child.
+    fn alternates(&self, ds: &Dataset, e: ExtentNo, child: NodeId, parent: NodeId) -> Vec<NodeId> {
+        let mut out: Vec<NodeId> = Vec::with_capacity(ALTERNATES_MAX);
+        let mut add = |node: NodeId| {
+            if node != child && node != parent && !out.contains(&node) && out.len() < ALTERNATES_MAX {
+                out.push(node);
+            }
+        };
+        let above = |node| match self.flight_on(ds, e, node).map(|f| f.source) {
+            Some(Source::Peer(node)) => Some(node),
+            _ => None,
+        };
+        if let Some(grandparent) = above(parent) {
+            add(grandparent);
+        }
+        if let Some(root) = ds.extents[e as usize].lease.and_then(|no| self.flights.get(no)) {
+            add(root.node);
+        }
+        if let Some(&Reverse((_, other))) = self.scratch.heap.peek() {
+            add(NodeId(other));
+        }
+        out
+    }
+
+    /// The node's flight of that extent.
+    pub(crate) fn flight_on(&self, ds: &Dataset, e: ExtentNo, node: NodeId) -> Option<&crate::flight::Flight> {
+        let flights = &self.nodes.get(node)?.flights;
+        flights.iter().filter_map(|&no| self.flights.get(no)).find(|f| f.extent == e && f.dataset == ds.id)
+    }
+
+    /// Another source for one node, when a plan failed: a holder, or a receiver that does not depend on the node.
+    pub(crate) fn find_source(
+        &mut self,
+        ds: &Dataset,
+        now: Time,
+        e: ExtentNo,
+        node: NodeId,
+        not: Option<NodeId>,
+    ) -> Option<Found> {
+        self.rotation = self.rotation.wrapping_add(1);
+        let turn = self.rotation % self.nodes.len().max(1);
+        let extent = &ds.extents[e as usize];
+        let mut found: Vec<(bool, bool, u64, NodeId)> = Vec::new();
+        for h in extent.have.iter_from(turn).take(SAMPLE_MAX) {
+            let holder = NodeId(h);
+            let fit = self.nodes.get(holder).is_some_and(|n| n.serves() && !n.quarantine.distrusted(now));
+            if fit && holder != node && Some(holder) != not {
+                found.push((false, self.poor(now, holder), self.up_free(holder), holder));
+            }
+        }
+        if !found.iter().any(|f| !f.1) {
+            for i in 0..extent.flights.len().min(SAMPLE_MAX) {
+                let at = (i + turn as usize) % extent.flights.len();
+                let Some(flight) = self.flights.get(extent.flights[at]) else {
+                    continue;
+                };
+                let receiver = flight.node;
+                let fit = self.nodes.get(receiver).is_some_and(|n| n.serves());
+                if fit && receiver != node && Some(receiver) != not && self.fed_without(ds, e, receiver, node) {
+                    found.push((true, self.poor(now, receiver), self.up_free(receiver), receiver));
+                }
+            }
+            if let Some(root) = extent.lease.and_then(|no| self.flights.get(no)).map(|f| f.node) {
+                let fit = self.nodes.get(root).is_some_and(|n| n.serves());
+                if fit && root != node && Some(root) != not {
+                    found.push((true, self.poor(now, root), self.up_free(root), root));
+                }
+            }
+        }
+        found.sort_unstable_by_key(|&(receiver, poor, up, id)| (poor, receiver, up, id));
+        found.dedup_by_key(|f| f.3);
+        let &(receiver, _, _, source) = found.first()?;
+        let alternates = found[1..].iter().map(|f| f.3).take(ALTERNATES_MAX).collect();
+        Some(Found { source, alternates, holder: !receiver })
+    }
+
+    fn poor(&self, now: Time, node: NodeId) -> bool {
+        !self.nodes.get(node).is_some_and(|n| n.serves_well(now))
+    }
+
+    /// Does what `receiver` gets come from the origin or a holder, on a way that does not lead over `node`?
+    fn fed_without(&self, ds: &Dataset, e: ExtentNo, receiver: NodeId, node: NodeId) -> bool {
+        let mut at = receiver;
+        for _ in 0..=self.nodes.len() {
+            if at == node {
+                return false;
+            }
+            if ds.extents[e as usize].have.get(at.0) {
+                return true;
+            }
+            match self.flight_on(ds, e, at).map(|f| f.source) {
+                Some(Source::Origin) => return true,
+                Some(Source::Peer(next)) => at = next,
+                None => return false,
+            }
+        }
+        false
+    }
+}

@@ -1,0 +1,339 @@
+//! Nodes come, go, stay silent and tell what they hold.
+
+use millstream_types::{DatasetId, NodeId, RunSet, Time};
+
+use crate::Core;
+use crate::catalog::Dataset;
+use crate::event::{Action, NodeInfo, NodeState, Note, Source};
+use crate::flight::FlightNo;
+use crate::limits::{LEASE_SLACK_US, OVERDUE_FACTOR, OVERDUE_SLACK_US, RESOURCE_MAX};
+
+impl Core {
+    pub(crate) fn node_up(&mut self, now: Time, node: NodeId, info: NodeInfo) {
+        let rack = self.nodes.rack(&info.rack);
+        let Some(known) = self.nodes.entry(node) else {
+            self.counters.ignored += 1;
+            return;
+        };
+        let orders_lost = known.seen && known.info.boot_id != info.boot_id;
+        let renamed = known.info.name != info.name;
+        let before = known.state;
+        known.info = info;
+        known.rack = rack;
+        known.seen = true;
+        known.session = true;
+        known.last_seen = now;
+        known.state = NodeState::Up;
+        known.hold_until = now;
+        if before != NodeState::Up {
+            self.note(Note::NodeState { node, state: NodeState::Up });
+        }
+        if orders_lost {
+            self.drop_flights(now, node);
+        }
+        if renamed {
+            self.replace_spread(now, node);
+        }
+        for id in self.dataset_ids() {
+            self.with(id, |core, ds| core.attach(ds, now, node, before == NodeState::Down));
+        }
+    }
+
+    pub(crate) fn node_named(&mut self, now: Time, node: NodeId, name: String) {
+        if let Some(known) = self.nodes.entry(node)
+            && known.info.name != name
+        {
+            known.info.name = name;
+            self.replace_spread(now, node);
+        }
+    }
+
+    /// Tells a node to open a version that a stage wants there.
+    pub(crate) fn attach(&mut self, ds: &mut Dataset, now: Time, node: NodeId, joins: bool) {
+        let grace = self.config.inventory_grace_us;
+        let Some(replica) = ds.replica_mut(node).filter(|r| r.wanted != Default::default()) else {
+            return;
+        };
+        replica.attached = true;
+        replica.resend = true;
+        if joins {
+            replica.inventoried = false;
+            if replica.inventory_due.is_none() {
+                replica.inventory_due = Some(now + grace);
+                ds.pending += 1;
+            }
+        }
+        let wanted_bytes = ds.replica(node).map_or(0, |r| r.wanted_bytes);
+        self.actions.push_back(Action::Attach { node, dataset: ds.id, wanted_bytes });
+    }
+
+    pub(crate) fn node_lost(&mut self, now: Time, node: NodeId) {
+        if let Some(known) = self.nodes.get_mut(node).filter(|n| n.state == NodeState::Up) {
+            known.session = false;
+            known.state = NodeState::Suspect;
+            known.suspect_since = now;
+            self.note(Note::NodeState { node, state: NodeState::Suspect });
+        } else if let Some(known) = self.nodes.get_mut(node) {
+            known.session = false;
+        }
+    }
+
+    /// Given up: its work goes to others, its copies do not count.
+    pub(crate) fn node_down(&mut self, now: Time, node: NodeId) {
+        let Some(known) = self.nodes.get_mut(node).filter(|n| n.state != NodeState::Down) else {
+            return;
+        };
+        known.state = NodeState::Down;
+        known.session = false;
+        self.note(Note::NodeState { node, state: NodeState::Down });
+        for id in self.dataset_ids() {
+            self.with(id, |core, ds| {
+                core.stop_waiting_for(ds, node);
+                if let Some(replica) = ds.replica_mut(node) {
+                    replica.attached = false;
+                    replica.inventoried = false;
+                    replica.sealed = RunSet::new();
+                }
+                for e in 0..ds.extents.len() as u32 {
+                    ds.lose(e, node);
+                }
+            });
+        }
+        self.drop_flights(now, node);
+        for id in self.dataset_ids() {
+            self.with(id, |core, ds| core.judge_stages(now, ds));
+        }
+        self.serve_all(now);
+    }
+
+    pub(crate) fn stop_waiting_for(&mut self, ds: &mut Dataset, node: NodeId) {
+        if ds.replica_mut(node).and_then(|r| r.inventory_due.take()).is_some() {
+            ds.pending -= 1;
+        }
+    }
+
+    /// The node's orders are lost; those that it fed find other sources.
+    fn drop_flights(&mut self, now: Time, node: NodeId) {
+        let Some(known) = self.nodes.get(node) else {
+            return;
+        };
+        let own = known.flights.clone();
+        let fed: Vec<FlightNo> = known.serving.clone();
+        for no in own {
+            let Some(id) = self.flights.get(no).map(|f| f.dataset) else {
+                continue;
+            };
+            self.with(id, |core, ds| {
+                if let Some(flight) = core.land(ds, now, no, 0) {
+                    core.counters.requeues += 1;
+                    ds.settle(flight.extent, node, false);
+                }
+            });
+        }
+        for no in fed {
+            let Some(id) = self.flights.get(no).map(|f| f.dataset) else {
+                continue;
+            };
+            self.with(id, |core, ds| core.rehome(ds, now, no, Some(node)));
+        }
+    }
+
+    pub(crate) fn heartbeat(&mut self, now: Time, node: NodeId, used_bytes: u64, capacity_bytes: u64) {
+        let Some(known) = self.nodes.get_mut(node) else {
+            self.counters.ignored += 1;
+            return;
+        };
+        known.info.used_bytes = used_bytes;
+        known.info.capacity_bytes = capacity_bytes;
+        known.last_seen = now;
+        if known.state == NodeState::Suspect && known.session {
+            known.state = NodeState::Up;
+            self.note(Note::NodeState { node, state: NodeState::Up });
+            self.serve(now, node);
+        }
+    }
+
+    pub(crate) fn inventory(&mut self, now: Time, node: NodeId, dataset: DatasetId, pieces: &RunSet, sealed: RunSet) {
+        let up = self.nodes.get(node).is_some_and(|n| n.state != NodeState::Down);
+        let waiting = up.then(|| {
+            self.with(dataset, |core, ds| {
+                let waited = ds.pending > 0;
+                core.take_inventory(now, ds, node, pieces, sealed);
+                waited && ds.pending == 0
+            })
+        });
+        match waiting.flatten() {
+            None => self.counters.ignored += 1,
+            // The last one that others waited for.
+            Some(true) => self.serve_all(now),
+            Some(false) => self.serve(now, node),
+        }
+    }
+
+    fn take_inventory(&mut self, now: Time, ds: &mut Dataset, node: NodeId, pieces: &RunSet, sealed: RunSet) {
+        self.stop_waiting_for(ds, node);
+        let shards = ds.layout.shards();
+        let replica = ds.replica_entry(node);
+        replica.attached = true;
+        replica.inventoried = true;
+        replica.sealed = sealed;
+        replica.sealed.remove_range(shards..u32::MAX);
+        let resend = std::mem::take(&mut replica.resend);
+        for e in 0..ds.extents.len() as u32 {
+            let range = ds.extents[e as usize].pieces.clone();
+            if pieces.contains_range(range.clone()) {
+                ds.gain(e, node);
+            } else {
+                ds.lose(e, node);
+                let part = if pieces.is_empty() { 0 } else { pieces.count_range(range) };
+                if part > ds.extents[e as usize].hint.map_or(0, |(_, most)| most) {
+                    ds.extents[e as usize].hint = Some((node, part));
+                }
+            }
+        }
+        let mine: Vec<FlightNo> = self.nodes.get(node).map(|n| n.flights.clone()).unwrap_or_default();
+        for no in mine {
+            let Some((e, id)) = self.flights.get(no).map(|f| (f.extent, f.dataset)) else {
+                continue;
+            };
+            if id != ds.id {
+                continue;
+            }
+            if ds.extents[e as usize].have.get(node.0) {
+                self.land(ds, now, no, 0);
+                self.counters.done += 1;
+                self.mark_ready(ds, now, e, node);
+            } else {
+                ds.settle(e, node, true);
+                if resend {
+                    self.tell(ds, no);
+                }
+            }
+        }
+        self.send_learned(ds, node);
+        self.note_recovery(ds);
+        self.judge_stages(now, ds);
+    }
+
+    /// Checksums learned after the manifest was sent may have passed the node by.
+    fn send_learned(&mut self, ds: &Dataset, node: NodeId) {
+        if ds.replica(node).is_none_or(|r| r.todo.is_empty()) && self.flying_to(ds, node).is_empty() {
+            return;
+        }
+        for run in ds.sums.learned().runs() {
+            self.actions.push_back(Action::Checksums {
+                to: vec![node],
+                dataset: ds.id,
+                first: run.start,
+                crcs: ds.sums.slice(run.clone()),
+            });
+        }
+    }
+
+    /// After a restart: are all nodes of the version's stages back?
+    fn note_recovery(&mut self, ds: &mut Dataset) {
+        if !ds.recovered {
+            let all = ds.members().filter(|(_, r)| r.wanted != Default::default()).all(|(_, r)| r.inventoried);
+            ds.recovered = all;
+        }
+    }
+
+    /// The sweep: silence, leases that ran out, sources that are too slow, work for those who found none.
+    pub(crate) fn tick(&mut self, now: Time) {
+        for i in 0..self.nodes.len() {
+            self.watch(now, NodeId(i));
+        }
+        if let Some(rate) = self.nodes.median_rate() {
+            self.ns_per_byte = 1e9 / rate.max(1.0);
+        }
+        for id in self.dataset_ids() {
+            self.with(id, |core, ds| core.stop_waiting_for_late(now, ds));
+        }
+        let flights: Vec<FlightNo> = self.flights.numbers().collect();
+        for no in flights {
+            self.check_flight(now, no);
+        }
+        self.serve_all(now);
+    }
+
+    fn watch(&mut self, now: Time, node: NodeId) {
+        let (timeout, down) = (self.config.heartbeat_timeout_us, self.config.down_us);
+        let Some(known) = self.nodes.get_mut(node) else {
+            return;
+        };
+        match known.state {
+            NodeState::Up if now.since(known.last_seen) > timeout => {
+                known.state = NodeState::Suspect;
+                known.suspect_since = now;
+                self.note(Note::NodeState { node, state: NodeState::Suspect });
+            }
+            NodeState::Suspect if now.since(known.suspect_since) >= down => self.node_down(now, node),
+            _ => {}
+        }
+    }
+
+    fn stop_waiting_for_late(&mut self, now: Time, ds: &mut Dataset) {
+        if ds.pending == 0 {
+            return;
+        }
+        let late: Vec<NodeId> =
+            ds.members().filter(|(_, r)| r.inventory_due.is_some_and(|due| now >= due)).map(|(n, _)| n).collect();
+        for node in late {
+            self.stop_waiting_for(ds, node);
+        }
+    }
+
+    fn check_flight(&mut self, now: Time, no: FlightNo) {
+        let Some(flight) = self.flights.get(no) else {
+            return;
+        };
+        let id = flight.dataset;
+        match flight.source {
+            Source::Origin => {
+                if now.since(flight.progress) > flight.lease_us + LEASE_SLACK_US {
+                    self.with(id, |core, ds| core.expire_lease(ds, now, no));
+                }
+            }
+            Source::Peer(source) => {
+                let since = flight.source_ready.unwrap_or(flight.started).max(flight.started);
+                let (node, resourced, extent) = (flight.node, flight.resourced, flight.extent);
+                let slow = self.nodes.get(node).map_or(1.0, |n| n.slow_in.factor());
+                self.with(id, |core, ds| {
+                    let typical = ds.typical_peer_us;
+                    let limit = OVERDUE_FACTOR * typical * slow + OVERDUE_SLACK_US as f64;
+                    if typical == 0.0 || resourced >= RESOURCE_MAX || (now.since(since) as f64) < limit {
+                        return;
+                    }
+                    // Only a node that has it all is surely better than one that is late.
+                    if let Some(found) = core.find_source(ds, now, extent, node, Some(source)).filter(|f| f.holder) {
+                        if let Some(n) = core.nodes.get_mut(source) {
+                            n.slow_out.strike();
+                        }
+                        core.counters.overdue += 1;
+                        core.reassign(ds, now, no, Some(found));
+                    }
+                });
+            }
+        }
+    }
+
+    /// The right to read ran out: it goes to a node that has part of it already, and the old holder is fed by that.
+    fn expire_lease(&mut self, ds: &mut Dataset, now: Time, no: FlightNo) {
+        let Some(flight) = self.flights.get(no) else {
+            return;
+        };
+        let (e, holder) = (flight.extent, flight.node);
+        let pieces = ds.extents[e as usize].pieces.clone();
+        self.counters.leases_expired += 1;
+        self.note(Note::LeaseExpired { node: holder, dataset: ds.id, pieces });
+        let children = self.children(ds, e, holder);
+        self.recall(ds, now, no);
+        if let Some(known) = self.nodes.get_mut(holder) {
+            known.slow_in.strike();
+        }
+        ds.extents[e as usize].attempts = ds.extents[e as usize].attempts.saturating_add(1);
+        for child in children {
+            self.rehome(ds, now, child, Some(holder));
+        }
+    }
+}

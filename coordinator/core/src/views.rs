@@ -1,0 +1,197 @@
+//! Answers to questions about the state.
+
+use millstream_types::{Crc64, DatasetId, NodeId, PieceNo, StageId, Time};
+
+use crate::Core;
+use crate::catalog::{Dataset, Wanted};
+use crate::event::{NodeState, ShardFailure};
+use crate::stage::{Stage, StageState};
+use crate::view::{Counters, NodeView, ReplicaState, ReplicaView, StageView};
+
+impl Core {
+    /// All nodes ever seen, by number.
+    pub fn nodes(&self, now: Time) -> Vec<NodeView> {
+        (0..self.nodes.len()).filter_map(|i| self.node(NodeId(i), now)).collect()
+    }
+
+    /// One node; `None` when it was never up.
+    pub fn node(&self, node: NodeId, now: Time) -> Option<NodeView> {
+        let known = self.nodes.get(node).filter(|n| n.seen)?;
+        Some(NodeView {
+            node,
+            name: known.info.name.clone(),
+            state: known.state,
+            in_bytes_per_s: known.rate_in.rate,
+            quarantined_us: known.quarantine.until.since(now),
+            outstanding_bytes: known.down_backlog,
+        })
+    }
+
+    /// A version on a node; `None` when the version or the node is unknown.
+    pub fn replica(&self, dataset: DatasetId, node: NodeId) -> Option<ReplicaView> {
+        let ds = self.dataset(dataset)?;
+        self.nodes.get(node)?;
+        Some(self.view_replica(ds, node))
+    }
+
+    /// A version on every node that has or shall have something of it.
+    pub fn replicas(&self, dataset: DatasetId) -> Vec<ReplicaView> {
+        let Some(ds) = self.dataset(dataset) else {
+            return Vec::new();
+        };
+        ds.members()
+            .filter(|(_, r)| r.wanted != Wanted::Nothing || r.have_bytes > 0 || !r.sealed.is_empty())
+            .map(|(n, _)| self.view_replica(ds, n))
+            .collect()
+    }
+
+    fn dataset(&self, dataset: DatasetId) -> Option<&Dataset> {
+        self.datasets.get(dataset.0 as usize)?.as_deref()
+    }
+
+    fn view_replica(&self, ds: &Dataset, node: NodeId) -> ReplicaView {
+        let (shards, bytes) = (ds.layout.shards(), ds.layout.bytes());
+        let Some(replica) = ds.replica(node) else {
+            return ReplicaView {
+                node,
+                shards_ready: 0,
+                shards_wanted: shards,
+                bytes_ready: 0,
+                bytes_wanted: bytes,
+                state: ReplicaState::Absent,
+                reason: String::new(),
+            };
+        };
+        let wanted = replica.wanted != Wanted::Nothing;
+        let (shards_wanted, bytes_wanted, shards_ready, bytes_ready) = if wanted && replica.refused.is_none() {
+            let ready = replica.wanted.overlap(&replica.sealed);
+            (replica.wanted.count(shards), replica.wanted_bytes, ready, replica.ready_bytes)
+        } else {
+            (shards, bytes, replica.sealed.len() as u32, replica.have_bytes)
+        };
+        let failed = ds.failed.keys().filter(|&&s| replica.wanted.wants(s) && !replica.sealed.contains(s)).count();
+        let down = self.nodes.get(node).is_none_or(|n| n.state == NodeState::Down);
+        let (state, reason) = if let (true, Some(reason)) = (wanted, &replica.refused) {
+            (ReplicaState::Failed, reason.clone())
+        } else if shards_ready == shards_wanted && (bytes_ready > 0 || bytes == 0 || wanted) {
+            (ReplicaState::Ready, String::new())
+        } else if failed > 0 && shards_ready as usize + failed == shards_wanted as usize {
+            (ReplicaState::Failed, format!("{failed} shards failed"))
+        } else if !wanted {
+            let state = if bytes_ready > 0 { ReplicaState::Receiving } else { ReplicaState::Absent };
+            (state, "not staged here".to_owned())
+        } else if down {
+            let seen = self.nodes.get(node).is_some_and(|n| n.seen);
+            (ReplicaState::Absent, if seen { "the node is down" } else { "the node has not joined yet" }.to_owned())
+        } else if bytes_ready >= bytes_wanted {
+            (ReplicaState::Verifying, String::new())
+        } else {
+            let reason = if replica.inventoried { "" } else { "waiting for the node's inventory" };
+            (ReplicaState::Receiving, reason.to_owned())
+        };
+        ReplicaView { node, shards_ready, shards_wanted, bytes_ready, bytes_wanted, state, reason }
+    }
+
+    /// All stages, by number.
+    pub fn stages(&self, now: Time) -> Vec<StageView> {
+        self.stages.values().map(|s| self.view_stage(s, now)).collect()
+    }
+
+    /// One stage.
+    pub fn stage(&self, stage: StageId, now: Time) -> Option<StageView> {
+        self.stages.get(&stage).map(|s| self.view_stage(s, now))
+    }
+
+    fn view_stage(&self, stage: &Stage, now: Time) -> StageView {
+        let ds = self.dataset(stage.dataset);
+        let (total, ready) = ds.map_or((0, 0), |ds| (self.total_bytes(ds, stage), self.ready_of(ds, stage)));
+        let origin = ds.map_or(0, |ds| stage.origin_end.unwrap_or(ds.origin_bytes) - stage.origin_base);
+        let elapsed_us = stage.ended.unwrap_or(now).since(stage.started);
+        let moved = ready.saturating_sub(stage.ready_base);
+        let eta_us = (stage.state == StageState::Running && moved > 0)
+            .then(|| (elapsed_us as f64 * (total - ready.min(total)) as f64 / moved as f64) as u64);
+        let (bound_us, bound_by) = self.bound(stage, total);
+        StageView {
+            stage: stage.id,
+            dataset: stage.dataset,
+            nodes: stage.nodes.clone(),
+            placement: stage.placement,
+            priority: stage.priority,
+            state: stage.state.as_str(),
+            bytes_total: total,
+            bytes_ready: ready,
+            origin_bytes: origin,
+            elapsed_us,
+            eta_us,
+            bound_us,
+            bound_by,
+        }
+    }
+
+    /// T* = max(D/S, D/B, N·D/(S + N·B)), from measured rates. Disks are not measured apart from links.
+    fn bound(&self, stage: &Stage, total: u64) -> (Option<u64>, &'static str) {
+        let (origin, link) = (self.origin.meter.rate, self.nodes.median_rate());
+        let Some(link) = link.filter(|_| origin > 0.0) else {
+            return (None, "origin");
+        };
+        let nodes = stage.nodes.len().max(1) as f64;
+        let each = total as f64 / nodes;
+        let bounds =
+            [(each / origin, "origin"), (each / link, "link"), (nodes * each / (origin + nodes * link), "link")];
+        let (seconds, by) = bounds.into_iter().max_by(|a, b| a.0.total_cmp(&b.0)).unwrap_or((0.0, "origin"));
+        (Some((seconds * 1e6) as u64), by)
+    }
+
+    fn total_bytes(&self, ds: &Dataset, stage: &Stage) -> u64 {
+        if stage.spread.is_empty() {
+            return ds.layout.bytes() * stage.nodes.len() as u64;
+        }
+        let bytes = |r: &std::ops::Range<u32>| {
+            ds.layout.range_bytes(ds.layout.shard_pieces(r.start).start..ds.layout.shard_pieces(r.end - 1).end)
+        };
+        stage.spread.iter().flat_map(|set| set.runs()).map(bytes).sum()
+    }
+
+    pub(crate) fn ready_bytes(&self, ds: &Dataset, stage: StageId) -> u64 {
+        self.stages.get(&stage).map_or(0, |s| self.ready_of(ds, s))
+    }
+
+    fn ready_of(&self, ds: &Dataset, stage: &Stage) -> u64 {
+        if stage.spread.is_empty() {
+            return stage.nodes.iter().filter_map(|&n| ds.replica(n)).map(|r| r.have_bytes).sum();
+        }
+        let on = |(i, node): (usize, &NodeId)| -> u64 {
+            ds.extents
+                .iter()
+                .filter(|e| e.have.get(node.0) && stage.spread[i].contains(ds.layout.shard_of(e.pieces.start)))
+                .map(|e| e.bytes)
+                .sum()
+        };
+        stage.nodes.iter().enumerate().map(on).sum()
+    }
+
+    /// Shards of a version that failed for good.
+    pub fn failures(&self, dataset: DatasetId) -> Vec<ShardFailure> {
+        self.dataset(dataset).map(|ds| ds.failed.values().cloned().collect()).unwrap_or_default()
+    }
+
+    /// The piece checksums known of a version: runs of consecutive pieces, to go with its manifest.
+    pub fn known_checksums(&self, dataset: DatasetId) -> Vec<(PieceNo, Vec<Crc64>)> {
+        let Some(ds) = self.dataset(dataset) else {
+            return Vec::new();
+        };
+        let runs = ds.sums.known().runs().iter();
+        runs.map(|r| (r.start, ds.sums.slice(r.clone()).to_vec())).collect()
+    }
+
+    /// What was counted since the start.
+    pub fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    /// Bytes of memory held for holdings, flights and checksums (an estimate from lengths).
+    pub fn memory_bytes(&self) -> usize {
+        let datasets: usize = self.datasets.iter().flatten().map(|ds| ds.memory_bytes()).sum();
+        datasets + self.nodes.memory_bytes() + self.flights.memory_bytes()
+    }
+}

@@ -1,0 +1,644 @@
+//! A small model of a cluster: first-come-first-served links, obedient agents, one origin. No agent core, no network:
+//! just enough to see what the coordinator's orders amount to.
+
+#![allow(dead_code, reason = "each test file uses its part")]
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
+use std::sync::Arc;
+
+use millstream_coordinator_core::event::{
+    Action, Assignment, DatasetFacts, Event, Failure, FailureKind, NodeInfo, Note, Placement, Source,
+};
+use millstream_coordinator_core::{Core, CoreConfig};
+use millstream_types::{
+    AssignmentId, Crc64, DatasetId, Layout, NodeId, OriginChecksum, PieceCombiner, PieceNo, RunSet, StageId, Time,
+};
+
+pub const DS: DatasetId = DatasetId(0);
+pub const STAGE: StageId = StageId(1);
+
+/// What the cluster is made of.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    pub nodes: u32,
+    pub shards: Vec<u64>,
+    pub piece_len: u64,
+    /// Bytes per second.
+    pub origin: f64,
+    pub link: f64,
+    /// One way, of control messages and of requests.
+    pub latency_us: u64,
+    /// Piece requests that an agent has open at once.
+    pub requests: usize,
+    pub placement: Placement,
+    pub core: CoreConfig,
+}
+
+impl Setup {
+    pub fn new(nodes: u32, pieces: u64, origin_to_link: f64) -> Setup {
+        let piece_len = 1 << 20;
+        Setup {
+            nodes,
+            shards: vec![pieces * piece_len / 4; 4],
+            piece_len,
+            origin: 1e9 * origin_to_link,
+            link: 1e9,
+            latency_us: 50,
+            requests: 64,
+            placement: Placement::Replicate,
+            core: CoreConfig::default(),
+        }
+    }
+
+    pub fn bytes(&self) -> u64 {
+        self.shards.iter().sum()
+    }
+
+    /// The lower bound in seconds.
+    pub fn bound(&self) -> f64 {
+        let (d, n) = (self.bytes() as f64, f64::from(self.nodes));
+        (d / self.origin).max(d / self.link).max(n * d / (self.origin + n * self.link))
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Ev {
+    Tick,
+    ToCore(usize),
+    ToNode(usize),
+    /// A piece left its source's uplink.
+    Left {
+        to: u32,
+        piece: PieceNo,
+        from: Option<u32>,
+    },
+    Arrived {
+        to: u32,
+        piece: PieceNo,
+        from: Option<u32>,
+        life: u32,
+    },
+    Kill(u32),
+    Revive(u32),
+    RestartCore,
+}
+
+#[derive(Debug, Default)]
+struct Node {
+    alive: bool,
+    life: u32,
+    have: RunSet,
+    sealed: RunSet,
+    known: RunSet,
+    orders: Vec<Order>,
+    /// Pieces asked for, and of whom.
+    asked: BTreeMap<PieceNo, Option<u32>>,
+    up_free: f64,
+    down_free: f64,
+    up_rate: f64,
+    down_rate: f64,
+    /// Who waits here for a piece.
+    waiting: BTreeMap<PieceNo, BTreeSet<u32>>,
+    up: bool,
+}
+
+#[derive(Debug, Clone)]
+struct Order {
+    assignment: Assignment,
+    began: Time,
+    bytes: u64,
+}
+
+/// The running model.
+pub struct World {
+    pub setup: Setup,
+    pub core: Core,
+    pub now: Time,
+    pub layout: Arc<Layout>,
+    truth: Vec<Crc64>,
+    nodes: Vec<Node>,
+    origin_free: f64,
+    queue: BinaryHeap<Reverse<(Time, u64, Ev)>>,
+    seq: u64,
+    to_core: Vec<Option<Event>>,
+    to_node: Vec<Option<(u32, Action)>>,
+    /// Times that each piece was read from the origin.
+    pub reads: Vec<u32>,
+    pub notes: Vec<Note>,
+    pub persisted: BTreeMap<PieceNo, Crc64>,
+    pub trace: Vec<String>,
+    pub keep_trace: bool,
+    /// Piece whose next origin read comes out wrong, and how often still.
+    pub corrupt: Option<(PieceNo, u32)>,
+    /// Fails the next so many origin reads.
+    pub origin_failures: u32,
+    pub origin_failure_kind: FailureKind,
+    /// Nodes that take origin leases and never do anything.
+    pub stuck: BTreeSet<u32>,
+    pub discarded: u32,
+    core_down: bool,
+}
+
+impl World {
+    pub fn new(setup: Setup) -> World {
+        let layout = Arc::new(Layout::new(setup.piece_len, &setup.shards).unwrap());
+        let truth: Vec<Crc64> = (0..layout.pieces()).map(|p| Crc64(u64::from(p) * 0x9e37_79b9 + 1)).collect();
+        let nodes = (0..setup.nodes)
+            .map(|_| Node { alive: true, up_rate: setup.link, down_rate: setup.link, ..Node::default() })
+            .collect();
+        let reads = vec![0; layout.pieces() as usize];
+        let core = Core::new(setup.core.clone());
+        let mut world = World {
+            setup,
+            core,
+            now: Time(1_000),
+            layout,
+            truth,
+            nodes,
+            origin_free: 0.0,
+            queue: BinaryHeap::new(),
+            seq: 0,
+            to_core: Vec::new(),
+            to_node: Vec::new(),
+            reads,
+            notes: Vec::new(),
+            persisted: BTreeMap::new(),
+            trace: Vec::new(),
+            keep_trace: false,
+            corrupt: None,
+            origin_failures: 0,
+            origin_failure_kind: FailureKind::OriginTransient,
+            stuck: BTreeSet::new(),
+            discarded: 0,
+            core_down: false,
+        };
+        world.tell_core(Event::DatasetAdded { dataset: DS, facts: world.facts() });
+        world
+    }
+
+    fn facts(&self) -> DatasetFacts {
+        let combiner = PieceCombiner::new(self.setup.piece_len);
+        let shard = |s| {
+            let pieces = self.layout.shard_pieces(s);
+            let sum = pieces.fold(Crc64::default(), |sum, p| {
+                combiner.combine(sum, self.truth[p as usize], u64::from(self.layout.place(p).len))
+            });
+            Some(OriginChecksum::Crc64Nvme(sum))
+        };
+        DatasetFacts {
+            layout: Arc::clone(&self.layout),
+            shard_checksums: (0..self.layout.shards()).map(shard).collect(),
+            known: self.persisted.iter().map(|(&p, &c)| (p, vec![c])).collect(),
+        }
+    }
+
+    pub fn set_rates(&mut self, node: u32, up: f64, down: f64) {
+        self.nodes[node as usize].up_rate = up;
+        self.nodes[node as usize].down_rate = down;
+    }
+
+    pub fn join(&mut self, node: u32) {
+        self.nodes[node as usize].up = true;
+        let info = NodeInfo {
+            name: format!("n{node}"),
+            boot_id: u64::from(self.nodes[node as usize].life) + 1,
+            ..NodeInfo::default()
+        };
+        self.tell_core(Event::NodeUp { node: NodeId(node), info });
+    }
+
+    pub fn join_all(&mut self) {
+        for node in 0..self.setup.nodes {
+            self.join(node);
+        }
+    }
+
+    pub fn request(&mut self, stage: StageId, nodes: Vec<u32>) {
+        self.tell_core(Event::StageRequested {
+            stage,
+            dataset: DS,
+            nodes: nodes.into_iter().map(NodeId).collect(),
+            placement: self.setup.placement,
+            priority: 0,
+        });
+    }
+
+    pub fn request_all(&mut self) {
+        self.request(STAGE, (0..self.setup.nodes).collect());
+    }
+
+    pub fn at(&mut self, time: Time, what: &str, node: u32) {
+        let ev = match what {
+            "kill" => Ev::Kill(node),
+            "revive" => Ev::Revive(node),
+            "restart" => Ev::RestartCore,
+            _ => panic!("{what}"),
+        };
+        self.push(time, ev);
+    }
+
+    fn push(&mut self, at: Time, ev: Ev) {
+        self.seq += 1;
+        self.queue.push(Reverse((at, self.seq, ev)));
+    }
+
+    pub fn tell_core(&mut self, event: Event) {
+        if self.core_down {
+            return;
+        }
+        self.core.handle_event(self.now, event);
+        self.drain();
+    }
+
+    fn later_core(&mut self, event: Event) {
+        self.to_core.push(Some(event));
+        let at = self.now + self.setup.latency_us;
+        self.push(at, Ev::ToCore(self.to_core.len() - 1));
+    }
+
+    fn drain(&mut self) {
+        while let Some(action) = self.core.poll_action() {
+            if self.keep_trace {
+                self.trace.push(format!("{} {action:?}", self.now.0));
+            }
+            let node = match &action {
+                Action::Attach { node, .. }
+                | Action::Assign { node, .. }
+                | Action::Cancel { node, .. }
+                | Action::Evict { node, .. } => node.0,
+                Action::Checksums { to, first, crcs, .. } => {
+                    for &node in to {
+                        let known = &mut self.nodes[node.0 as usize].known;
+                        known.insert_range(*first..*first + crcs.len() as u32);
+                    }
+                    continue;
+                }
+                Action::PersistChecksums { first, crcs, .. } => {
+                    for (i, &crc) in crcs.iter().enumerate() {
+                        self.persisted.insert(*first + i as u32, crc);
+                    }
+                    continue;
+                }
+                Action::DiscardShard { to, shard, .. } => {
+                    self.discarded += 1;
+                    let pieces = self.layout.shard_pieces(*shard);
+                    self.persisted.retain(|p, _| !pieces.contains(p));
+                    for &node in to {
+                        let node = &mut self.nodes[node.0 as usize];
+                        node.have.remove_range(pieces.clone());
+                        node.known.remove_range(pieces.clone());
+                        node.sealed.remove_range(*shard..*shard + 1);
+                        node.asked.retain(|p, _| !pieces.contains(p));
+                    }
+                    continue;
+                }
+                Action::Note(note) => {
+                    self.notes.push(note.clone());
+                    continue;
+                }
+            };
+            self.to_node.push(Some((node, action)));
+            let at = self.now + self.setup.latency_us;
+            self.push(at, Ev::ToNode(self.to_node.len() - 1));
+        }
+    }
+
+    /// Runs until all living nodes of the stage have sealed everything they want, or `limit`. Seconds of model time.
+    pub fn run(&mut self, limit: Time) -> f64 {
+        self.push(self.now, Ev::Tick);
+        while let Some(Reverse((at, _, ev))) = self.queue.pop() {
+            if at > limit {
+                break;
+            }
+            self.now = self.now.max(at);
+            self.step(ev);
+            if self.finished() {
+                break;
+            }
+        }
+        self.now.as_secs_f64()
+    }
+
+    pub fn finished(&self) -> bool {
+        self.notes.iter().any(|n| matches!(n, Note::StageFinished { .. }))
+    }
+
+    fn step(&mut self, ev: Ev) {
+        match ev {
+            Ev::Tick => {
+                if !self.core_down {
+                    for node in 0..self.setup.nodes {
+                        if self.nodes[node as usize].alive && self.nodes[node as usize].up {
+                            self.core.handle_event(
+                                self.now,
+                                Event::Heartbeat { node: NodeId(node), used_bytes: 0, capacity_bytes: 0 },
+                            );
+                        }
+                    }
+                    self.core.handle_timeout(self.now);
+                    self.drain();
+                }
+                self.push(self.now + 250_000, Ev::Tick);
+            }
+            Ev::ToCore(i) => {
+                if let Some(event) = self.to_core[i].take() {
+                    self.tell_core(event);
+                }
+            }
+            Ev::ToNode(i) => {
+                if let Some((node, action)) = self.to_node[i].take() {
+                    self.obey(node, action);
+                }
+            }
+            Ev::Left { to, piece, from } => {
+                let len = f64::from(self.layout.place(piece).len);
+                let life = self.nodes[to as usize].life;
+                let node = &mut self.nodes[to as usize];
+                let at = (self.now.0 as f64).max(node.down_free + len * 1e6 / node.down_rate);
+                node.down_free = at;
+                self.push(Time(at.ceil() as u64), Ev::Arrived { to, piece, from, life });
+            }
+            Ev::Arrived { to, piece, from, life } => self.arrived(to, piece, from, life),
+            Ev::Kill(node) => self.kill(node),
+            Ev::Revive(node) => {
+                self.nodes[node as usize].alive = true;
+                self.nodes[node as usize].life += 1;
+                self.join(node);
+            }
+            Ev::RestartCore => self.restart_core(),
+        }
+    }
+
+    fn kill(&mut self, node: u32) {
+        let n = &mut self.nodes[node as usize];
+        n.alive = false;
+        n.up = false;
+        n.orders.clear();
+        n.asked.clear();
+        n.waiting.clear();
+        self.later_core(Event::NodeLost { node: NodeId(node) });
+        // Those that wait for it notice soon, and turn to their alternates.
+        for other in 0..self.setup.nodes {
+            self.drop_source(other, node);
+        }
+    }
+
+    /// `other` learns that `dead` does not answer.
+    fn drop_source(&mut self, other: u32, dead: u32) {
+        let stalled: Vec<PieceNo> =
+            self.nodes[other as usize].asked.iter().filter(|&(_, &from)| from == Some(dead)).map(|(&p, _)| p).collect();
+        for piece in &stalled {
+            self.nodes[other as usize].asked.remove(piece);
+        }
+        let mut failed = Vec::new();
+        for order in &mut self.nodes[other as usize].orders {
+            let assignment = &mut order.assignment;
+            if assignment.source != Source::Peer(NodeId(dead)) {
+                continue;
+            }
+            assignment.alternates.retain(|a| a.0 != dead);
+            if assignment.alternates.is_empty() {
+                failed.push(assignment.id);
+            } else {
+                assignment.source = Source::Peer(assignment.alternates.remove(0));
+            }
+        }
+        for id in failed {
+            self.fail(other, id, FailureKind::Unreachable, Source::Peer(NodeId(dead)));
+        }
+        self.work(other);
+    }
+
+    fn fail(&mut self, node: u32, id: AssignmentId, kind: FailureKind, source: Source) {
+        let n = &mut self.nodes[node as usize];
+        let Some(at) = n.orders.iter().position(|o| o.assignment.id == id) else {
+            return;
+        };
+        let order = n.orders.remove(at);
+        let missing = RunSet::from_runs(n.have.gaps(order.assignment.pieces.clone()));
+        let failure = Failure { kind, source, piece: None, expected: None, actual: None, detail: "model".into() };
+        self.later_core(Event::AssignmentFailed { node: NodeId(node), assignment: id, missing, failure });
+    }
+
+    fn restart_core(&mut self) {
+        let mut config = self.setup.core.clone();
+        config.recovering = true;
+        config.first_assignment = 1 << 30;
+        self.core = Core::new(config);
+        self.to_core.clear();
+        self.to_node.clear();
+        self.queue = std::mem::take(&mut self.queue)
+            .into_iter()
+            .filter(|Reverse((_, _, ev))| !matches!(ev, Ev::ToCore(_) | Ev::ToNode(_)))
+            .collect();
+        let facts = self.facts();
+        self.tell_core(Event::DatasetAdded { dataset: DS, facts });
+        self.request_all();
+        for node in 0..self.setup.nodes {
+            if self.nodes[node as usize].alive {
+                self.join(node);
+            }
+        }
+    }
+
+    fn obey(&mut self, node: u32, action: Action) {
+        if !self.nodes[node as usize].alive {
+            return;
+        }
+        match action {
+            Action::Attach { .. } => {
+                let n = &self.nodes[node as usize];
+                let (pieces, sealed) = (n.have.clone(), n.sealed.clone());
+                self.later_core(Event::Inventory { node: NodeId(node), dataset: DS, pieces, sealed });
+            }
+            Action::Assign { assignment, .. } => {
+                let (id, pieces) = (assignment.id, assignment.pieces.clone());
+                let n = &mut self.nodes[node as usize];
+                n.orders.retain(|o| o.assignment.pieces != pieces);
+                n.orders.push(Order { assignment, began: self.now, bytes: 0 });
+                self.finish(node, id);
+                self.reask(node, pieces);
+                self.work(node);
+            }
+            Action::Cancel { assignment, .. } => {
+                let n = &mut self.nodes[node as usize];
+                let pieces =
+                    n.orders.iter().find(|o| o.assignment.id == assignment).map(|o| o.assignment.pieces.clone());
+                n.orders.retain(|o| o.assignment.id != assignment);
+                if let Some(pieces) = pieces {
+                    self.reask(node, pieces);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Withdraws requests that still wait at a source.
+    fn reask(&mut self, node: u32, pieces: std::ops::Range<u32>) {
+        for piece in pieces {
+            if let Some(&Some(from)) = self.nodes[node as usize].asked.get(&piece) {
+                let waiting = self.nodes[from as usize].waiting.get_mut(&piece);
+                if waiting.is_some_and(|w| w.remove(&node)) {
+                    self.nodes[node as usize].asked.remove(&piece);
+                }
+            }
+        }
+    }
+
+    /// Asks for pieces, in the order of the orders, as many as fit.
+    fn work(&mut self, node: u32) {
+        if self.stuck.contains(&node) {
+            return;
+        }
+        let n = &self.nodes[node as usize];
+        let mut room = self.setup.requests.saturating_sub(n.asked.len());
+        let mut wanted = Vec::new();
+        'orders: for order in &n.orders {
+            for gap in n.have.gaps(order.assignment.pieces.clone()) {
+                for piece in gap {
+                    if room == 0 {
+                        break 'orders;
+                    }
+                    if !n.asked.contains_key(&piece) && !wanted.iter().any(|&(p, _, _)| p == piece) {
+                        wanted.push((piece, order.assignment.source, order.assignment.id));
+                        room -= 1;
+                    }
+                }
+            }
+        }
+        for (piece, source, id) in wanted {
+            match source {
+                Source::Origin => {
+                    if self.origin_failures > 0 {
+                        self.origin_failures -= 1;
+                        let kind = self.origin_failure_kind;
+                        self.fail(node, id, kind, Source::Origin);
+                        return self.work(node);
+                    }
+                    self.reads[piece as usize] += 1;
+                    self.nodes[node as usize].asked.insert(piece, None);
+                    let len = f64::from(self.layout.place(piece).len);
+                    let start = ((self.now + self.setup.latency_us).0 as f64).max(self.origin_free);
+                    self.origin_free = start + len * 1e6 / self.setup.origin;
+                    self.push(Time(self.origin_free.ceil() as u64), Ev::Left { to: node, piece, from: None });
+                }
+                Source::Peer(peer) => {
+                    if !self.nodes[peer.0 as usize].alive {
+                        return self.drop_source(node, peer.0);
+                    }
+                    self.nodes[node as usize].asked.insert(piece, Some(peer.0));
+                    if self.nodes[peer.0 as usize].have.contains(piece) {
+                        self.send(peer.0, node, piece);
+                    } else {
+                        self.nodes[peer.0 as usize].waiting.entry(piece).or_default().insert(node);
+                    }
+                }
+            }
+        }
+    }
+
+    fn send(&mut self, from: u32, to: u32, piece: PieceNo) {
+        let len = f64::from(self.layout.place(piece).len);
+        let now = (self.now + self.setup.latency_us).0 as f64;
+        let n = &mut self.nodes[from as usize];
+        n.up_free = n.up_free.max(now) + len * 1e6 / n.up_rate;
+        let at = Time(n.up_free.ceil() as u64);
+        self.push(at, Ev::Left { to, piece, from: Some(from) });
+    }
+
+    fn arrived(&mut self, to: u32, piece: PieceNo, from: Option<u32>, life: u32) {
+        let n = &mut self.nodes[to as usize];
+        if !n.alive || n.life != life || n.asked.get(&piece) != Some(&from) {
+            return;
+        }
+        n.asked.remove(&piece);
+        n.have.insert(piece);
+        if from.is_none() {
+            let mut crc = self.truth[piece as usize];
+            if let Some((bad, times)) = &mut self.corrupt
+                && *bad == piece
+                && *times > 0
+            {
+                *times -= 1;
+                crc = Crc64(!crc.0);
+            }
+            n.known.insert(piece);
+            let event = Event::PiecesRead { node: NodeId(to), dataset: DS, first: piece, crcs: vec![crc] };
+            self.later_core(event);
+        }
+        let waiting = self.nodes[to as usize].waiting.remove(&piece).unwrap_or_default();
+        for child in waiting {
+            self.send(to, child, piece);
+        }
+        let len = u64::from(self.layout.place(piece).len);
+        let mut done = Vec::new();
+        for order in &mut self.nodes[to as usize].orders {
+            if order.assignment.pieces.contains(&piece) {
+                order.bytes += len;
+                done.push(order.assignment.id);
+            }
+        }
+        for id in done {
+            self.finish(to, id);
+        }
+        let shard = self.layout.shard_of(piece);
+        if self.nodes[to as usize].have.contains_range(self.layout.shard_pieces(shard)) {
+            self.nodes[to as usize].sealed.insert(shard);
+            let shards = RunSet::from_range(shard..shard + 1);
+            self.later_core(Event::ShardsSealed { node: NodeId(to), dataset: DS, shards });
+        }
+        self.work(to);
+    }
+
+    /// Reports an order whose pieces are all there.
+    fn finish(&mut self, node: u32, id: AssignmentId) {
+        let n = &mut self.nodes[node as usize];
+        let Some(at) = n.orders.iter().position(|o| o.assignment.id == id) else {
+            return;
+        };
+        if !n.have.contains_range(n.orders[at].assignment.pieces.clone()) {
+            return;
+        }
+        let order = n.orders.remove(at);
+        self.later_core(Event::AssignmentDone {
+            node: NodeId(node),
+            assignment: id,
+            bytes: order.bytes,
+            elapsed_us: self.now.since(order.began),
+            source: order.assignment.source,
+        });
+    }
+
+    /// Everything is on the node, and it was told what to expect of it.
+    pub fn has_all(&self, node: u32) -> bool {
+        let n = &self.nodes[node as usize];
+        let pieces = self.layout.pieces();
+        n.have.contains_range(0..pieces) && n.known.union_len(pieces) == u64::from(pieces)
+    }
+
+    pub fn have(&self, node: u32) -> &RunSet {
+        &self.nodes[node as usize].have
+    }
+
+    /// Bytes read from the origin, over the size of the data.
+    pub fn origin_ratio(&self) -> f64 {
+        let bytes: u64 = self
+            .reads
+            .iter()
+            .enumerate()
+            .map(|(p, &n)| u64::from(n) * u64::from(self.layout.place(p as u32).len))
+            .sum();
+        bytes as f64 / self.setup.bytes() as f64
+    }
+}
+
+trait UnionLen {
+    fn union_len(&self, pieces: u32) -> u64;
+}
+
+impl UnionLen for RunSet {
+    fn union_len(&self, pieces: u32) -> u64 {
+        u64::from(self.count_range(0..pieces))
+    }
+}
