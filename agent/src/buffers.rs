@@ -100,10 +100,7 @@ impl State {
     fn take(&mut self, class: usize) -> Option<Place> {
         if self.partial[class].is_empty() {
             let chunk = self.whole.pop()?;
-            self.chunks[chunk as usize] = Chunk {
-                free: all_free(class),
-                at: None,
-            };
+            self.chunks[chunk as usize] = Chunk { free: all_free(class), at: None };
             self.list(chunk, class);
         }
         let chunk = *self.partial[class].last()?;
@@ -113,11 +110,7 @@ impl State {
         if c.free == 0 {
             self.unlist(chunk, class);
         }
-        let place = Place {
-            chunk,
-            index,
-            class: class as u8,
-        };
+        let place = Place { chunk, index, class: class as u8 };
         self.free_bytes -= place.capacity() as u64;
         Some(place)
     }
@@ -125,11 +118,7 @@ impl State {
     fn give(&mut self, place: Place) {
         let class = place.class as usize;
         let c = &mut self.chunks[place.chunk as usize];
-        debug_assert_eq!(
-            c.free & (1 << place.index),
-            0,
-            "a slot was given back twice"
-        );
+        debug_assert_eq!(c.free & (1 << place.index), 0, "a slot was given back twice");
         c.free |= 1 << place.index;
         let (whole, listed) = (c.free == all_free(class), c.at.is_some());
         if whole && listed {
@@ -200,10 +189,7 @@ impl Arena {
                 MapFlags::PRIVATE | MapFlags::NORESERVE,
             )
         }
-        .map_err(|e| ArenaError::Map {
-            bytes,
-            source: e.into(),
-        })?
+        .map_err(|e| ArenaError::Map { bytes, source: e.into() })?
         .cast::<u8>();
         let skip = mapping.align_offset(CHUNK_BYTES);
         // SAFETY: `skip` is below one chunk, and the mapping has one chunk more than `len`.
@@ -211,10 +197,7 @@ impl Arena {
         // SAFETY: advice about our own mapping; it changes no contents. Refusal does not matter.
         let _ = unsafe { madvise(base.cast(), len, Advice::LinuxHugepage) };
         let (Some(mapping), Some(base)) = (NonNull::new(mapping), NonNull::new(base)) else {
-            return Err(ArenaError::Map {
-                bytes,
-                source: std::io::ErrorKind::OutOfMemory.into(),
-            });
+            return Err(ArenaError::Map { bytes, source: std::io::ErrorKind::OutOfMemory.into() });
         };
         let state = State {
             chunks: vec![Chunk { free: 0, at: None }; chunks],
@@ -243,13 +226,7 @@ impl Arena {
     }
 
     fn slot_at(self: &Arc<Self>, place: Place, len: usize) -> Slot {
-        Slot {
-            inner: Raw {
-                arena: self.clone(),
-                place,
-            },
-            len,
-        }
+        Slot { inner: Raw { arena: self.clone(), place }, len }
     }
 
     /// A slot of at least `len` bytes; waits, first come first served, until one is free. Safe to cancel.
@@ -460,12 +437,7 @@ impl SharedSlot {
 impl Clone for SharedSlot {
     fn clone(&self) -> SharedSlot {
         self.inner.refs().fetch_add(1, Ordering::Relaxed);
-        SharedSlot {
-            inner: Raw {
-                arena: self.inner.arena.clone(),
-                place: self.inner.place,
-            },
-        }
+        SharedSlot { inner: Raw { arena: self.inner.arena.clone(), place: self.inner.place } }
     }
 }
 

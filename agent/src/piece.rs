@@ -64,17 +64,7 @@ impl Unverified {
     /// # Errors
     /// [`Mismatch`], and the slot.
     pub fn verify(self, expected: Crc64) -> Result<Verified, (Mismatch, Slot)> {
-        if self.crc == expected {
-            Ok(self.accept())
-        } else {
-            Err((
-                Mismatch {
-                    expected,
-                    actual: self.crc,
-                },
-                self.slot,
-            ))
-        }
+        if self.crc == expected { Ok(self.accept()) } else { Err((Mismatch { expected, actual: self.crc }, self.slot)) }
     }
 
     /// Only for what the holder of the origin lease read from the origin itself: the bytes define the checksum.
@@ -91,11 +81,7 @@ impl Unverified {
     fn accept(mut self) -> Verified {
         let len = self.len as usize;
         self.slot[len..len.next_multiple_of(IO_ALIGN)].fill(0);
-        Verified {
-            bytes: self.slot.share(),
-            len: self.len,
-            crc: self.crc,
-        }
+        Verified { bytes: self.slot.share(), len: self.len, crc: self.crc }
     }
 }
 
@@ -179,25 +165,13 @@ mod tests {
         assert_eq!((piece.bytes(), piece.len()), (&b"abc"[..], 3));
         assert_eq!(piece.padded().len(), 4096);
         assert!(piece.padded()[3..].iter().all(|&b| b == 0));
-        assert_eq!(
-            received(&[7; 4096]).learn_from_origin().0.padded(),
-            [7; 4096]
-        );
+        assert_eq!(received(&[7; 4096]).learn_from_origin().0.padded(), [7; 4096]);
     }
 
     #[test]
     fn wrong_bytes_give_their_slot_back() {
         let (mismatch, slot) = received(b"abc").verify(Crc64::of(b"abd")).unwrap_err();
-        assert_eq!(
-            mismatch,
-            Mismatch {
-                expected: Crc64::of(b"abd"),
-                actual: Crc64::of(b"abc")
-            }
-        );
-        assert_eq!(
-            slot.arena().free_bytes(),
-            slot.arena().bytes() - slot.capacity() as u64
-        );
+        assert_eq!(mismatch, Mismatch { expected: Crc64::of(b"abd"), actual: Crc64::of(b"abc") });
+        assert_eq!(slot.arena().free_bytes(), slot.arena().bytes() - slot.capacity() as u64);
     }
 }

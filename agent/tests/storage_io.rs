@@ -1,4 +1,5 @@
 //! One conformance suite for storage engines: two engines never mean two behaviours.
+#![allow(clippy::unwrap_used, clippy::print_stderr)]
 
 use std::io;
 use std::path::{Path, PathBuf};

@@ -80,7 +80,11 @@ impl Dir {
     pub fn stat(&self, path: &str) -> io::Result<Option<Stat>> {
         let found =
             self.walk(path).and_then(|(dir, name)| Ok(rustix::fs::statat(&*dir.0, name, AtFlags::SYMLINK_NOFOLLOW)?));
-        absent_is_none(found)
+        match found.as_ref().map_err(Errno::from_io_error) {
+            // Something else stands where a directory should be: the path leads to nothing of ours.
+            Err(Some(Errno::NOTDIR | Errno::LOOP)) => Ok(None),
+            _ => absent_is_none(found),
+        }
     }
 
     /// Removes a file or link; false when it was not there.
