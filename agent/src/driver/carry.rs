@@ -178,7 +178,12 @@ impl Driver {
     fn start_discard(&mut self, dataset: DatasetId, shard: ShardNo) {
         let Some((digest, local)) = self.open(dataset).map(|o| (o.digest, o.local.clone())) else { return };
         self.parts.table.remove(&digest, local.manifest.layout().shard_pieces(shard));
-        local.progress.send_modify(|p| p.sealed.remove_range(shard..shard + 1));
+        let layout = local.manifest.layout();
+        let have = self.core.inventory(dataset).map(|(have, _)| have).unwrap_or_default();
+        local.progress.send_modify(|p| {
+            p.sealed.remove_range(shard..shard + 1);
+            p.bytes_ready = have.runs().iter().map(|r| layout.range_bytes(r.clone())).sum();
+        });
         if let Some(Slot::Open(open)) = self.versions.get_mut(&dataset) {
             let gone = local.manifest.layout().shard_pieces(shard);
             open.origin_read.retain(|(first, crcs)| *first >= gone.end || first + crcs.len() as PieceNo <= gone.start);

@@ -97,6 +97,11 @@ impl Driver {
             .collect();
         let Some(digest) = self.open(dataset).map(|o| o.digest) else { return };
         self.parts.table.expect(&digest, assign.first..end);
+        if let Some(open) = self.open(dataset)
+            && open.local.progress.borrow().failed.is_some()
+        {
+            open.local.progress.send_modify(|p| p.failed = None); // the coordinator tries again
+        }
         self.handle(Event::Assigned(Assignment {
             id: AssignmentId(assign.assignment),
             dataset,
