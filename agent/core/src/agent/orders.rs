@@ -59,6 +59,7 @@ impl AgentCore {
             order.left += 1;
         }
         if let Some(old) = again {
+            (order.bytes, order.started) = (old.bytes, old.started);
             self.forget_former(&old, &order);
             for fetch in old.fetches {
                 self.keep_or_abort(fetch, &mut order);
