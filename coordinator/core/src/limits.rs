@@ -33,6 +33,10 @@ pub const GROUP_BYTES_MAX: u64 = 256 << 20;
 
 /// Alternates that go with an assignment: each costs an address in the message.
 pub const ALTERNATES_MAX: usize = 3;
+/// Children per node and tree: with two, each node is inside every second tree, and trees are shallow.
+pub const FAN_OUT: u32 = 2;
+/// How far a node's account of bytes received and passed on counts, in extents: what lies long back is forgotten.
+pub const DEBIT_EXTENTS_MAX: i64 = 8;
 /// Children that one node may serve at once: each is a connection or a request queue there.
 pub const CHILDREN_MAX: usize = 256;
 /// Holders, receivers or wanters looked at for one choice: enough for a good one, bounded for a cheap one.

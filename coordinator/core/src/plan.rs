@@ -1,9 +1,11 @@
 //! Planning: which node gets which extent from whom.
 //!
 //! Work is found node by node: whoever has room gets the rarest extent that others have ("catching up"), else the
-//! next one from the origin. But an extent is always planned for *all* nodes that need it and have room, as a tree
-//! that exists only while the extent moves: the parent of each child is the one whose uplink is free earliest. With
-//! equal rates and large extents that is a rotating chain; with short ones it becomes bushy.
+//! next one from the origin. But an extent is always planned for *all* nodes that need it and have room, as a binary
+//! tree that exists only while the extent moves. Whoever received more than it passed on stands at the top, so that
+//! each node is inside about every second tree and a leaf of the others: all uplinks carry the same, a node forwards
+//! an extent to two children while it is a leaf of the next, and the depth is log2(N). (Chains carry as much, but N
+//! nodes deep; a parent with more children makes them wait for its uplink while others idle.)
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -13,27 +15,35 @@ use millstream_types::{NodeId, Time};
 use crate::Core;
 use crate::catalog::{Dataset, ExtentNo};
 use crate::event::Source;
-use crate::limits::{ALTERNATES_MAX, CHILDREN_MAX, LEASES_PER_NODE, SAMPLE_MAX, SERVE_MAX, WINDOW_US};
+use crate::limits::{
+    ALTERNATES_MAX, CHILDREN_MAX, DEBIT_EXTENTS_MAX, FAN_OUT, LEASES_PER_NODE, SAMPLE_MAX, SERVE_MAX, WINDOW_US,
+};
 
 /// Reused between plans: nothing is allocated per assignment.
 #[derive(Debug, Default)]
 pub(crate) struct Scratch {
     wanters: Vec<Wanter>,
     candidates: Vec<(u32, ExtentNo)>,
-    heap: BinaryHeap<Reverse<(u64, u32)>>,
-    /// By node: when its uplink could start on one more child, and when it begins to receive. Valid for members.
-    key: Vec<u64>,
-    start: Vec<u64>,
-    /// By rack: the member that joined the tree last.
+    /// Possible parents: rounds of children they had, order of joining, number.
+    heap: BinaryHeap<Reverse<(u32, u32, u32)>>,
+    /// By node: children in the present tree, and the next older member of the same rack.
+    children: Vec<u32>,
+    next_in_rack: Vec<Option<NodeId>>,
+    /// By rack: the oldest member of the tree that has room for a child, and the youngest.
+    rack_open: Vec<Option<NodeId>>,
     rack_last: Vec<Option<NodeId>>,
+    /// Members so far: the older, the nearer to the root.
+    joined: u32,
 }
 
 /// A node that needs an extent, in the order of joining its tree.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Wanter {
-    last: bool,
+    /// Joins last and feeds nobody: slow, quarantined, or far behind with what it owes.
+    leaf: bool,
+    /// Bytes passed on less bytes received, in extents.
+    debit: i64,
     down: u64,
-    up: u64,
     turn: u32,
     node: NodeId,
 }
@@ -89,7 +99,7 @@ impl Core {
             return false;
         };
         let members = 64 - (u64::from(self.nodes.len()) | 1).leading_zeros();
-        let extents = self.origin.budget.clamp(LEASES_PER_NODE, 32) + 2 + members;
+        let extents = self.origin.budget.clamp(LEASES_PER_NODE, 32) + 4 + 2 * members;
         let by_rate = n.rate_in.rate * WINDOW_US as f64 / 1e6;
         n.down_backlog < (ds.target * u64::from(extents)).max(by_rate as u64)
     }
@@ -166,7 +176,8 @@ impl Core {
         let mut wanters = std::mem::take(&mut self.scratch.wanters);
         wanters.clear();
         self.rotation = self.rotation.wrapping_add(1);
-        let coarse = 2 * ds.extents[e as usize].bytes.max(1);
+        let bytes = ds.extents[e as usize].bytes.max(1);
+        let (mut up, mut down) = (0, 0);
         for n in ds.extents[e as usize].todo.iter() {
             let node = NodeId(n);
             if !self.wants_now(ds, now, node) || !self.has_room(ds, node) {
@@ -175,13 +186,23 @@ impl Core {
             let Some(known) = self.nodes.get(node) else {
                 continue;
             };
+            up += known.up_backlog;
+            down += known.down_backlog;
             wanters.push(Wanter {
-                last: known.slow_in.is_slow() || !known.serves_well(now),
-                down: known.down_backlog / coarse,
-                up: known.up_backlog,
+                leaf: known.slow_in.is_slow() || !known.serves_well(now),
+                debit: (known.debit / bytes as i64).clamp(-DEBIT_EXTENTS_MAX, DEBIT_EXTENTS_MAX),
+                down: known.down_backlog / bytes,
                 turn: n.wrapping_add(self.rotation) % self.nodes.len(),
                 node,
             });
+        }
+        // Far behind the others: what hangs below it would wait.
+        let count = wanters.len().max(1) as u64;
+        let (up_max, down_max) = (2 * up / count + 4 * bytes, 2 * down / count + 4 * bytes);
+        for wanter in &mut wanters {
+            if let Some(known) = self.nodes.get(wanter.node) {
+                wanter.leaf |= known.up_backlog > up_max || known.down_backlog > down_max;
+            }
         }
         wanters.sort_unstable();
         self.scratch.wanters = wanters;
@@ -196,32 +217,34 @@ impl Core {
         self.nodes.get(node).map_or(0, |n| (self.ns(n.up_backlog) as f64 * n.slow_out.factor()) as u64)
     }
 
-    fn down_free(&self, node: NodeId) -> u64 {
-        self.nodes.get(node).map_or(0, |n| (self.ns(n.down_backlog) as f64 * n.slow_in.factor()) as u64)
-    }
-
     fn begin_tree(&mut self) {
         let nodes = self.nodes.len() as usize;
         let racks = self.nodes.racks() + 1;
         let scratch = &mut self.scratch;
         scratch.heap.clear();
-        scratch.key.resize(nodes, 0);
-        scratch.start.resize(nodes, 0);
+        scratch.children.resize(nodes, 0);
+        scratch.next_in_rack.resize(nodes, None);
+        scratch.rack_open.clear();
+        scratch.rack_open.resize(racks, None);
         scratch.rack_last.clear();
         scratch.rack_last.resize(racks, None);
+        scratch.joined = 0;
     }
 
-    /// `node` becomes a possible parent that begins to receive at `start`.
-    fn join_tree(&mut self, ds: &Dataset, node: NodeId, start: u64) {
-        let hop = self.ns(ds.layout.piece_len());
-        let key = self.up_free(node).max(start + hop);
+    /// `node` becomes a possible parent, that has `children` already.
+    fn join_tree(&mut self, node: NodeId, children: u32) {
+        let rack = self.nodes.get(node).map_or(0, |n| n.rack) as usize;
+        let scratch = &mut self.scratch;
         let at = node.0 as usize;
-        self.scratch.start[at] = start;
-        self.scratch.key[at] = key;
-        self.scratch.heap.push(Reverse((key, node.0)));
-        let rack = self.nodes.get(node).map_or(0, |n| n.rack);
+        scratch.children[at] = children;
+        scratch.joined += 1;
+        scratch.heap.push(Reverse((children / FAN_OUT, scratch.joined, node.0)));
         if rack > 0 {
-            self.scratch.rack_last[rack as usize] = Some(node);
+            scratch.next_in_rack[at] = None;
+            if let Some(last) = scratch.rack_last[rack].replace(node) {
+                scratch.next_in_rack[last.0 as usize] = Some(node);
+            }
+            scratch.rack_open[rack].get_or_insert(node);
         }
     }
 
@@ -244,13 +267,13 @@ impl Core {
                 _ => {}
             }
         }
+        good[..count].sort_unstable_by_key(|&holder| self.up_free(holder));
+        // A holder passes each extent on once, like the origin: those who get it do the rest.
         for &holder in &good[..count] {
-            self.join_tree(ds, holder, 0);
+            self.join_tree(holder, FAN_OUT - 1);
         }
-        if count == 0
-            && let Some(holder) = poor
-        {
-            self.join_tree(ds, holder, 0);
+        if let Some(holder) = poor.filter(|_| count == 0) {
+            self.join_tree(holder, FAN_OUT - 1);
         }
     }
 
@@ -270,9 +293,9 @@ impl Core {
                 count += 1;
             }
         }
+        receivers[..count].sort_unstable_by_key(|&node| self.up_free(node));
         for &node in &receivers[..count] {
-            let start = self.down_free(node);
-            self.join_tree(ds, node, start);
+            self.join_tree(node, FAN_OUT - 1);
         }
     }
 
@@ -294,61 +317,61 @@ impl Core {
             return false;
         };
         let root = self.scratch.wanters.remove(at).node;
-        let start = self.down_free(root);
         if self.launch(ds, now, e, root, Source::Origin, Vec::new(), 0).is_none() {
             return false;
         }
-        self.join_tree(ds, root, start);
+        self.join_tree(root, 0);
         self.grow(ds, now, e);
         true
     }
 
-    /// Hangs all wanters into the tree, each below the node whose uplink is free earliest.
+    /// Hangs all wanters into the tree, each below the oldest member that has room.
     fn grow(&mut self, ds: &mut Dataset, now: Time, e: ExtentNo) -> bool {
         let wanters = std::mem::take(&mut self.scratch.wanters);
         let mut grown = false;
         for wanter in &wanters {
-            let Some(parent) = self.best_parent(ds, wanter.node) else {
+            let Some(parent) = self.best_parent(wanter.node) else {
                 break;
             };
-            let at = parent.0 as usize;
-            let (key, ready) = (self.scratch.key[at], self.down_free(wanter.node));
             let alternates = self.alternates(ds, e, wanter.node, parent);
             if self.launch(ds, now, e, wanter.node, Source::Peer(parent), alternates, 0).is_none() {
                 break;
             }
             grown = true;
-            // Its uplink is busy with this child for the length of the extent.
-            let slow = self.nodes.get(parent).map_or(1.0, |n| n.slow_out.factor());
-            let busy = (self.ns(ds.extents[e as usize].bytes) as f64 * slow) as u64;
-            self.scratch.key[at] = key + busy;
-            self.scratch.heap.push(Reverse((key + busy, parent.0)));
-            if !wanter.last {
-                self.join_tree(ds, wanter.node, key.max(ready));
+            if !wanter.leaf {
+                self.join_tree(wanter.node, 0);
             }
         }
         self.scratch.wanters = wanters;
         grown
     }
 
-    /// Takes the parent with the earliest uplink out of the heap; one in the child's own rack when nearly as early.
-    fn best_parent(&mut self, ds: &Dataset, child: NodeId) -> Option<NodeId> {
+    /// The parent for a child: in its own rack where one has room, else the oldest with the fewest rounds of children.
+    fn best_parent(&mut self, child: NodeId) -> Option<NodeId> {
+        let rack = self.nodes.get(child).map_or(0, |n| n.rack) as usize;
+        while let Some(near) = self.scratch.rack_open[rack].filter(|_| rack > 0) {
+            let at = near.0 as usize;
+            if self.scratch.children[at] < FAN_OUT && self.takes_children(near) {
+                self.scratch.children[at] += 1;
+                return Some(near);
+            }
+            self.scratch.rack_open[rack] = self.scratch.next_in_rack[at];
+        }
         loop {
-            let Reverse((key, node)) = self.scratch.heap.pop()?;
+            let Reverse((rounds, order, node)) = self.scratch.heap.pop()?;
             let parent = NodeId(node);
-            if self.scratch.key[node as usize] != key || !self.takes_children(parent) {
+            let children = &mut self.scratch.children[node as usize];
+            if *children / FAN_OUT > rounds {
+                // It got children from its own rack since.
+                self.scratch.heap.push(Reverse((*children / FAN_OUT, order, node)));
                 continue;
             }
-            let rack = self.nodes.get(child).map_or(0, |n| n.rack);
-            let near = self.scratch.rack_last[rack as usize];
-            if let Some(near) = near.filter(|&n| rack > 0 && n != parent && self.takes_children(n)) {
-                let tie = key + 2 * self.ns(ds.layout.piece_len());
-                if self.scratch.key[near.0 as usize] <= tie {
-                    self.scratch.heap.push(Reverse((key, node)));
-                    return Some(near);
-                }
+            *children += 1;
+            let again = Reverse((*children / FAN_OUT, order, node));
+            if self.takes_children(parent) {
+                self.scratch.heap.push(again);
+                return Some(parent);
             }
-            return Some(parent);
         }
     }
 
@@ -374,7 +397,7 @@ impl Core {
         if let Some(root) = ds.extents[e as usize].lease.and_then(|no| self.flights.get(no)) {
             add(root.node);
         }
-        if let Some(&Reverse((_, other))) = self.scratch.heap.peek() {
+        if let Some(&Reverse((_, _, other))) = self.scratch.heap.peek() {
             add(NodeId(other));
         }
         out

@@ -138,6 +138,7 @@ pub struct World {
     pub stuck: BTreeSet<u32>,
     pub discarded: u32,
     core_down: bool,
+    pub samples: Vec<(u64, Vec<(u64, usize, u64, u64)>)>,
 }
 
 impl World {
@@ -172,6 +173,7 @@ impl World {
             stuck: BTreeSet::new(),
             discarded: 0,
             core_down: false,
+            samples: Vec::new(),
         };
         world.tell_core(Event::DatasetAdded { dataset: DS, facts: world.facts() });
         world
@@ -312,6 +314,22 @@ impl World {
                 break;
             }
             self.now = self.now.max(at);
+            if self.now.0 / 10000 != self.samples.last().map_or(0, |s| s.0 / 10000) {
+                let s = self
+                    .nodes
+                    .iter()
+                    .enumerate()
+                    .map(|(i, n)| {
+                        (
+                            n.have.len(),
+                            n.asked.len(),
+                            ((n.up_free - self.now.0 as f64).max(0.0) / 1000.0) as u64,
+                            self.core.node(NodeId(i as u32), self.now).map_or(0, |v| v.outstanding_bytes >> 20),
+                        )
+                    })
+                    .collect();
+                self.samples.push((self.now.0, s));
+            }
             self.step(ev);
             if self.finished() {
                 break;
