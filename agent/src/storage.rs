@@ -16,6 +16,7 @@ pub mod journal;
 mod log;
 mod manifests;
 mod pins;
+mod prepare;
 mod quota;
 pub mod records;
 mod restart;

@@ -139,6 +139,15 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_follows_the_good_part_is_gone() {
+        let tmp = tempfile::tempdir().unwrap();
+        std::fs::write(tmp.path().join("log"), b"good, bad, stale").unwrap();
+        let log = AppendLog::open(&Dir::open(tmp.path()).unwrap(), "log", 4).unwrap();
+        log.append(|out| out.extend(b"!")).await.unwrap();
+        assert_eq!(std::fs::read(tmp.path().join("log")).unwrap(), b"good!");
+    }
+
+    #[tokio::test]
     async fn a_failed_batch_is_written_by_the_next() {
         let tmp = tempfile::tempdir().unwrap();
         let dir = Dir::open(tmp.path()).unwrap();

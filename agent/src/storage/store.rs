@@ -8,22 +8,21 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use millstream_types::{Crc64, DatasetRef, Digest, Manifest, PieceNo, RunSet, ShardNo};
-use rustix::fs::{FlockOperation, OFlags};
 
 use super::dir::Dir;
 use super::error::{DatasetError, DiscardError, EvictError, OpenError, ReadError, WriteError};
 use super::io::{Engine, FileHandle, Purpose, run_blocking};
 use super::journal::Entry;
 use super::pins::{Keeper, Lease, Pins};
+use super::prepare::{Prepared, TRASH_PREFIX, prepare};
 use super::quota::{NoSpace, Quota, Usage};
 use super::restart;
 use super::version::{OpenFiles, Use, Version};
 use crate::buffers::Arena;
-use crate::limits::CAPACITY_PERCENT;
 use crate::piece::{Served, Verified};
 
 /// Where and how much.
@@ -385,64 +384,4 @@ fn opened(version: &Version) -> OpenedDataset {
         origin_read: state.crcs_of(&state.from_origin),
         crcs: state.crcs_of(&state.have),
     }
-}
-
-/// Directories in `partial/` with this prefix are being removed.
-const TRASH_PREFIX: &str = "evicted-";
-
-struct Prepared {
-    dirs: Dirs,
-    lock: File,
-    capacity: u64,
-    pins: Pins,
-    left_behind: Vec<(Digest, u64)>,
-}
-
-fn prepare(config: &StoreConfig) -> Result<Prepared, OpenError> {
-    let path = &config.data_dir;
-    let disk = |source| OpenError::Disk { path: path.display().to_string(), source };
-    std::fs::create_dir_all(path).map_err(disk)?;
-    let root = Dir::open(path).map_err(disk)?;
-    let lock = lock(&root, path)?;
-    let prepared = (|| {
-        let sub = |name| root.make(name).map(|(dir, _)| dir);
-        let dirs = Dirs {
-            datasets: sub("datasets")?,
-            partial: sub("partial")?,
-            records: sub("records")?,
-            manifests: sub("manifests")?,
-        };
-        for name in dirs.partial.list()?.iter().filter(|name| name.starts_with(TRASH_PREFIX)) {
-            std::fs::remove_dir_all(path.join("partial").join(name))?;
-        }
-        root.sync()?;
-        let capacity = match config.capacity_bytes {
-            Some(bytes) => bytes,
-            None => root.file_system_bytes()? / 100 * CAPACITY_PERCENT,
-        };
-        let pins = Pins::open(root.clone())?;
-        let left_behind = restart::left_behind(&dirs)?;
-        Ok(Prepared { dirs, lock, capacity, pins, left_behind })
-    })();
-    prepared.map_err(disk)
-}
-
-/// Takes the data directory for this process. The lock goes with the process, however it ends.
-fn lock(root: &Dir, path: &Path) -> Result<File, OpenError> {
-    use std::io::{Read as _, Write as _};
-    let disk = |source| OpenError::Disk { path: path.display().to_string(), source };
-    let mut file = root.open_file("lock", OFlags::RDWR | OFlags::CREATE).map_err(disk)?;
-    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => {}
-        Err(rustix::io::Errno::WOULDBLOCK) => {
-            let mut pid = String::new();
-            let known = file.read_to_string(&mut pid).is_ok_and(|n| n > 0);
-            let holder = if known { format!(" (process {})", pid.trim()) } else { String::new() };
-            return Err(OpenError::Locked { path: path.display().to_string(), holder });
-        }
-        Err(e) => return Err(disk(e.into())),
-    }
-    let noted = file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id()));
-    noted.map_err(disk)?;
-    Ok(file)
 }
