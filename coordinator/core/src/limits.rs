@@ -46,7 +46,7 @@ pub const CANDIDATES_MAX: usize = 32;
 /// Plans tried for one node in one go.
 pub const SERVE_MAX: usize = 64;
 /// Assigned and not done, per node, at least this long at its measured rate: hides the control round trip.
-pub const WINDOW_US: u64 = 200_000;
+pub const WINDOW_US: u64 = 20_000;
 /// Slower than typical by this factor: a node is served last and serves nobody while others can.
 pub const SLOW_FACTOR: f64 = 4.0;
 /// Slower by less than this is noise.

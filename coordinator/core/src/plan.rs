@@ -18,6 +18,7 @@ use crate::event::Source;
 use crate::limits::{
     ALTERNATES_MAX, CHILDREN_MAX, DEBIT_EXTENTS_MAX, FAN_OUT, LEASES_PER_NODE, SAMPLE_MAX, SERVE_MAX, WINDOW_US,
 };
+use crate::membership::Node;
 
 /// Reused between plans: nothing is allocated per assignment.
 #[derive(Debug, Default)]
@@ -78,7 +79,7 @@ impl Core {
     }
 
     fn serve_from(&mut self, ds: &mut Dataset, now: Time, node: NodeId) -> bool {
-        if !self.open_for(ds, node) || !self.has_room(ds, node) {
+        if !self.open_for(ds, node) || !self.hungry(ds, node) {
             return false;
         }
         let mut candidates = std::mem::take(&mut self.scratch.candidates);
@@ -93,15 +94,23 @@ impl Core {
         ds.replica(node).is_some_and(|r| r.inventoried && r.refused.is_none())
     }
 
-    /// Less is assigned to the node than it can have on its way at once.
+    /// Less is assigned to the node than it may have on its way at once.
     pub(crate) fn has_room(&self, ds: &Dataset, node: NodeId) -> bool {
-        let Some(n) = self.nodes.get(node) else {
-            return false;
-        };
-        let members = 64 - (u64::from(self.nodes.len()) | 1).leading_zeros();
-        let extents = self.origin.budget.clamp(LEASES_PER_NODE, 32) + 4 + 2 * members;
-        let by_rate = n.rate_in.rate * WINDOW_US as f64 / 1e6;
-        n.down_backlog < (ds.target * u64::from(extents)).max(by_rate as u64)
+        self.nodes.get(node).is_some_and(|n| n.down_backlog < 2 * self.window(ds, n))
+    }
+
+    /// Little enough is assigned to the node that it asks for more. Between this and [`Self::has_room`] it takes part
+    /// in what is planned for others: trees that leave half of the nodes out fall behind for good.
+    fn hungry(&self, ds: &Dataset, node: NodeId) -> bool {
+        self.nodes.get(node).is_some_and(|n| n.down_backlog < self.window(ds, n))
+    }
+
+    /// Bytes on their way to a node that keep it busy: leases in flight, the way down a tree, the control round trip.
+    fn window(&self, ds: &Dataset, node: &Node) -> u64 {
+        let depth = 64 - (u64::from(self.nodes.len()) | 1).leading_zeros();
+        let extents = self.origin.budget.clamp(LEASES_PER_NODE, 32) + 4 + 2 * depth;
+        let by_rate = node.rate_in.rate * WINDOW_US as f64 / 1e6;
+        (ds.target * u64::from(extents)).max(by_rate as u64)
     }
 
     fn wants_now(&self, ds: &Dataset, now: Time, node: NodeId) -> bool {
@@ -162,14 +171,14 @@ impl Core {
     fn gate(&mut self, ds: &Dataset, now: Time, e: ExtentNo) -> Option<bool> {
         self.rotation = self.rotation.wrapping_add(7);
         let turn = self.rotation % self.nodes.len().max(1);
-        let (mut wanting, mut roomy) = (0, 0);
+        let (mut wanting, mut hungry) = (0, 0);
         for n in ds.extents[e as usize].todo.iter_from(turn).take(SAMPLE_MAX) {
             if self.wants_now(ds, now, NodeId(n)) {
                 wanting += 1;
-                roomy += u32::from(self.has_room(ds, NodeId(n)));
+                hungry += u32::from(self.hungry(ds, NodeId(n)));
             }
         }
-        (roomy > 0 && roomy * 2 >= wanting).then_some(wanting > 1)
+        (hungry > 0 && hungry * 2 >= wanting).then_some(wanting > 1)
     }
 
     fn list_wanters(&mut self, ds: &Dataset, now: Time, e: ExtentNo) {
