@@ -1,5 +1,8 @@
 //! The real binary against a scripted coordinator: exit codes, output shapes, failover.
 
+// Helpers of tests, outside of `#[test]` functions: a panic is the report.
+#![allow(clippy::unwrap_used)]
+
 use std::pin::Pin;
 use std::process::{Command, Output};
 use std::sync::{Arc, Mutex};

@@ -4,22 +4,42 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use millstream_agent::config::{Config as AgentConfig, IoMode};
-use millstream_coordinator::Config as CoordinatorConfig;
+use millstream_coordinator::{Bound, Config as CoordinatorConfig};
+use serde_json::json;
+use tokio::sync::oneshot;
 
 use crate::args::Daemon;
 use crate::config::{self, AgentSettings, CoordinatorSettings, DEFAULT_DATA_DIR, Io, host_name};
 use crate::failure::{Failure, Result};
 use crate::logging;
 use crate::signals::{shutdown_token, tie_to_parent};
+use crate::verbs::s3_server::write_ready;
 
 /// Runs a coordinator.
 pub async fn coordinator(daemon: Daemon<CoordinatorSettings>) -> Result<()> {
     tie_to_parent(daemon.parent)?;
     let settings = config::layered("coordinator", daemon.config.as_deref(), &daemon.settings)?;
+    let ready_file = settings.ready_file.clone();
     let config = coordinator_config(settings)?;
     logging::init(&daemon.log, daemon.log_format)?;
     let shutdown = shutdown_token()?;
-    millstream_coordinator::run(config, shutdown).await.map_err(|e| stopped("coordinator", &e))
+    let (tell, told) = oneshot::channel::<Bound>();
+    let announce = async {
+        // Without an address it did not start: its own error says why.
+        let (Ok(bound), Some(path)) = (told.await, ready_file) else { return Ok(()) };
+        let ready = json!({"role": "coordinator", "grpc": bound.grpc.to_string(), "http": bound.http.to_string()});
+        write_ready(&path, &ready)
+    };
+    let running = millstream_coordinator::run(config, shutdown.clone(), Some(tell));
+    let (ran, announced) = tokio::join!(running, async {
+        let announced = announce.await;
+        if announced.is_err() {
+            shutdown.cancel();
+        }
+        announced
+    });
+    ran.map_err(|e| stopped("coordinator", &e))?;
+    announced
 }
 
 /// Runs an agent.
@@ -56,7 +76,6 @@ fn coordinator_config(settings: CoordinatorSettings) -> Result<CoordinatorConfig
         config.state_dir = state_dir;
     }
     config.etcd = settings.etcd;
-    config.ready_file = settings.ready_file;
     config.id = settings.id;
     config.heartbeat_ms = settings.heartbeat_ms.unwrap_or(config.heartbeat_ms);
     config.node_timeout_ms = settings.node_timeout_ms.unwrap_or(config.node_timeout_ms);
@@ -97,8 +116,8 @@ fn agent_config(settings: AgentSettings) -> Result<AgentConfig> {
     config.socket = settings.socket;
     config.capacity_bytes = settings.capacity.map(|c| c.0);
     config.buffer_bytes = settings.buffers.map_or(config.buffer_bytes, |b| b.0);
-    config.connections_per_peer = at_least_one("connections-per-peer", settings.connections_per_peer)?
-        .unwrap_or(config.connections_per_peer);
+    config.connections_per_peer =
+        at_least_one("connections-per-peer", settings.connections_per_peer)?.unwrap_or(config.connections_per_peer);
     config.origin_concurrency =
         at_least_one("origin-concurrency", settings.origin_concurrency)?.unwrap_or(config.origin_concurrency);
     config.scrub_bytes_per_s = settings.scrub_rate.map_or(config.scrub_bytes_per_s, |s| s.0);

@@ -146,8 +146,7 @@ fn clock(now: SystemTime, coordinator: Option<SystemTime>) -> Check {
 
 /// `Tue, 15 Nov 1994 08:12:31 GMT`.
 fn http_date(text: &str) -> Option<SystemTime> {
-    const MONTHS: [&str; 12] =
-        ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
+    const MONTHS: [&str; 12] = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
     let mut parts = text.split_once(", ")?.1.split(' ');
     let (day, month, year) = (parts.next()?, parts.next()?, parts.next()?);
     let month = MONTHS.iter().position(|m| *m == month)? + 1;
@@ -158,7 +157,9 @@ async fn agent(session: &Session) -> Check {
     let path = session.settings.socket_or_default();
     let asked = async { Agent::connect(&path).await?.hello().await };
     match asked.await {
-        Ok(hello) => Check::ok("agent", format!("node {} at {}", hello["node"].as_str().unwrap_or("?"), path.display())),
+        Ok(hello) => {
+            Check::ok("agent", format!("node {} at {}", hello["node"].as_str().unwrap_or("?"), path.display()))
+        }
         // Also run before the agent is installed.
         Err(failure) => Check::warn("agent", failure.to_string(), failure.next.unwrap_or_default()),
     }
