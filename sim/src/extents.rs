@@ -115,7 +115,7 @@ impl World {
         World {
             rng: Rng::new(scenario.seed, 2),
             clock: Clock::new(),
-            trace: Trace::new(),
+            trace: Trace::new(scenario.aloud),
             checks: Checks::default(),
             coordinator,
             timer: None,

@@ -14,11 +14,11 @@ use std::sync::Arc;
 
 use millstream_agent_core::event::{Failure as AgentFailure, FetchId, PeerId, Source as AgentSource};
 use millstream_coordinator_core::event::{Action as Order, Event as Word};
-use millstream_types::{Crc64, Layout, OriginChecksum, PieceCombiner, PieceNo, ShardNo, Time};
+use millstream_types::{Crc64, Layout, OriginChecksum, PieceCombiner, PieceNo, RunSet, ShardNo, Time};
 
 use crate::checks::Checks;
 use crate::clock::Clock;
-use crate::coordinator::Coordinator;
+use crate::coordinator::{Coordinator, DATASET};
 use crate::outcome::Outcome;
 use crate::rng::{Rng, mix};
 use crate::scenario::Scenario;
@@ -185,7 +185,7 @@ impl World {
         World {
             rng: Rng::new(scenario.seed, 2),
             clock: Clock::new(),
-            trace: Trace::new(),
+            trace: Trace::new(scenario.aloud),
             checks: Checks::default(),
             origin: Origin::new(scenario.origin_bytes_per_s),
             coordinator,
@@ -259,7 +259,7 @@ impl World {
         if !knows && now.since(done) > GRACE_US {
             let core = self.coordinator.core();
             let stages = core.map(|core| core.stages(now));
-            let replicas = core.map(|core| core.replicas(crate::coordinator::DATASET));
+            let replicas = core.map(|core| core.replicas(DATASET));
             self.checks
                 .that(false, || format!("all have everything, but the coordinator says {stages:?} {replicas:?}"));
             return true;
@@ -318,13 +318,11 @@ impl World {
             .iter()
             .filter(|n| !n.is_settled(&self.layout))
             .map(|n| {
-                format!(
-                    "n{} has {} of {} shards, {} orders",
-                    n.number,
-                    n.sealed.len(),
-                    self.layout.shards(),
-                    n.orders()
-                )
+                let (number, sealed, orders) = (n.number, n.sealed.len(), n.orders());
+                let missing: RunSet = (0..self.layout.pieces()).filter(|p| !n.disk.contains_key(p)).collect();
+                let expects = missing.iter().next().map(|p| n.agent.expected(DATASET, p).is_some());
+                let missing = missing.runs();
+                format!("n{number} has {sealed} shards, {orders} orders, lacks {missing:?}, expects {expects:?}")
             })
             .collect();
         lacking.join("; ")

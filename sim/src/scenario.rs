@@ -49,6 +49,8 @@ pub struct Scenario {
     pub core: CoreConfig,
     /// Simulated time after which a run counts as stuck.
     pub time_max_us: u64,
+    /// Spell out every event and order on stderr.
+    pub aloud: bool,
 }
 
 /// Something that happens to the cluster.
@@ -126,6 +128,7 @@ impl Scenario {
             faults: Vec::new(),
             core: CoreConfig { link_bytes_per_s: link, ..CoreConfig::default() },
             time_max_us: 3_600_000_000,
+            aloud: false,
         }
     }
 

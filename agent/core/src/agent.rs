@@ -212,10 +212,16 @@ impl AgentCore {
         Some((dataset.have(), dataset.sealed()))
     }
 
-    /// Checksums that this node learned by reading from the origin, of shards not sealed yet, as runs: what a
-    /// coordinator may not know when a session begins.
+    /// Checksums that this node learned by reading from the origin, as runs: what a coordinator may not know when a
+    /// session begins.
     pub fn learned(&self, dataset: DatasetId) -> Vec<(PieceNo, Vec<Crc64>)> {
         self.datasets.get(&dataset).map(Dataset::learned).unwrap_or_default()
+    }
+
+    /// Is there a checksum for every piece? If not, and a new session begins, the shell asks for the manifest's
+    /// checksums again: what was sent to the old session may be lost.
+    pub fn knows_all(&self, dataset: DatasetId) -> bool {
+        self.datasets.get(&dataset).is_some_and(Dataset::knows_all)
     }
 
     /// Is the piece verified here, or ordered, so that a peer that asks for it does well to wait?

@@ -228,22 +228,25 @@ impl Dataset {
         (ours != theirs).then_some((theirs, ours))
     }
 
-    /// Checksums known from this node's own reading only, of shards not sealed yet, as runs.
+    /// Checksums known from this node's own reading only, as runs. Those of sealed shards, too: a coordinator that
+    /// restarts before it wrote them down has them from nobody else.
     pub fn learned(&self) -> Vec<(PieceNo, Vec<Crc64>)> {
         let mut runs: Vec<(PieceNo, Vec<Crc64>)> = Vec::new();
-        for shard in (0..self.layout.shards()).filter(|s| self.shards[*s as usize].sealing != Sealing::Sealed) {
-            for piece in self.layout.shard_pieces(shard) {
-                if self.flags[piece as usize] & (KNOWN | TOLD | MANIFEST) != KNOWN {
-                    continue;
-                }
-                let crc = self.expected[piece as usize];
-                match runs.last_mut() {
-                    Some((first, crcs)) if *first + crcs.len() as PieceNo == piece => crcs.push(crc),
-                    _ => runs.push((piece, vec![crc])),
-                }
+        for (piece, flags) in (0..).zip(&self.flags) {
+            if flags & (KNOWN | TOLD | MANIFEST) != KNOWN {
+                continue;
+            }
+            let crc = self.expected[piece as usize];
+            match runs.last_mut() {
+                Some((first, crcs)) if *first + crcs.len() as PieceNo == piece => crcs.push(crc),
+                _ => runs.push((piece, vec![crc])),
             }
         }
         runs
+    }
+
+    pub fn knows_all(&self) -> bool {
+        self.flags.iter().all(|flags| flags & KNOWN != 0)
     }
 
     /// Pieces on disk.

@@ -2,9 +2,9 @@
 //!
 //! Order of use: the shell calls `handle_event(now, event)` (or `handle_timeout(now)` when `poll_timeout()` has
 //! passed), then drains `poll_action()` until it is empty, and carries every action out in that order. For the
-//! inventory of a new session it asks `have(dataset) -> RunSet` (pieces on disk) and
-//! `learned(dataset) -> Vec<(PieceNo, Vec<Crc64>)>` (checksums that this node learned by reading from the origin, of
-//! shards not sealed yet, as runs).
+//! inventory of a new session it asks `inventory` (pieces on disk, sealed shards) and `learned` (checksums that this node
+//! alone may know); when not `knows_all`, it has the manifest's checksums sent again, as `Checksums` events: what was
+//! on its way to the old session is lost.
 //!
 //! What the core counts on: every `Fetch` is answered by exactly one `FetchEnded` (also after `Abort`); every received
 //! piece gets exactly one `Accept` or `Reject`; every `Accept` is answered by exactly one `PieceWritten` or

@@ -1,8 +1,8 @@
 //! Words between nodes and the coordinator: sessions, delays, conversions between the two cores.
 
 use millstream_agent_core::event as agent;
-use millstream_coordinator_core::event::{self as coord, Action as Order, Event as Word};
-use millstream_types::{NodeId, RunSet, Time};
+use millstream_coordinator_core::event::{self as coord, Action as Order, Event as Word, NodeState, Note};
+use millstream_types::{Crc64, NodeId, RunSet, Time};
 
 use super::{Event, HEARTBEAT_US, World, peer};
 use crate::coordinator::{DATASET, node_info, runs};
@@ -27,6 +27,7 @@ impl World {
                         self.send_order(node.0, order.clone());
                     }
                 }
+                Order::Note(Note::NodeState { node, state: NodeState::Down }) => self.end_session(node.0),
                 Order::PersistChecksums { .. } | Order::Note(_) => {}
             }
         }
@@ -103,6 +104,13 @@ impl World {
         self.say(n, Word::NodeUp { node: NodeId(n), info: node_info(n, epoch) });
     }
 
+    /// The coordinator gave the node up: its shell ends the session, and the node, if it lives, begins another.
+    fn end_session(&mut self, n: u32) {
+        if self.nodes[n as usize].session.take().is_some() {
+            self.schedule_reconnect(n);
+        }
+    }
+
     pub(super) fn schedule_reconnect(&mut self, n: u32) {
         let epoch = self.nodes[n as usize].epoch;
         let us = self.rng.between(RECONNECT_US / 10, RECONNECT_US);
@@ -122,19 +130,15 @@ impl World {
 
     pub(super) fn send_inventory(&mut self, n: u32) {
         let node = &self.nodes[n as usize];
-        let unsealed = node
-            .own_reads
-            .iter()
-            .filter(|(p, _)| node.disk.contains_key(p) && !node.sealed.contains(&self.layout.shard_of(**p)))
-            .map(|(p, crc)| (*p, *crc))
-            .collect();
+        let on_disk = |(p, _): &(&u32, &Crc64)| node.disk.contains_key(p);
+        let own = node.own_reads.iter().filter(on_disk).map(|(p, crc)| (*p, *crc)).collect();
         let inventory = Word::Inventory {
             node: NodeId(n),
             dataset: DATASET,
             pieces: node.disk.keys().copied().collect::<RunSet>(),
             sealed: node.sealed.iter().copied().collect(),
         };
-        for (first, crcs) in runs(&unsealed) {
+        for (first, crcs) in runs(&own) {
             self.say(n, Word::PiecesRead { node: NodeId(n), dataset: DATASET, first, crcs });
         }
         self.say(n, inventory);
@@ -146,7 +150,7 @@ impl World {
             return;
         }
         match order {
-            Order::Attach { .. } if node.is_open => self.send_inventory(n),
+            Order::Attach { .. } if node.is_open => self.attached_again(n),
             Order::Attach { .. } => self.clock.after(MANIFEST_US, Event::Open { node: n, epoch }),
             Order::Assign { assignment, .. } => {
                 let assignment = to_agent(assignment);
@@ -165,6 +169,16 @@ impl World {
             Order::Evict { .. } => self.checks.that(false, || format!("n{n}: nobody asked to evict")),
             Order::PersistChecksums { .. } | Order::Note(_) => {}
         }
+    }
+
+    /// A new session for a version that is open: what was on the way to the old one is lost.
+    fn attached_again(&mut self, n: u32) {
+        if !self.nodes[n as usize].agent.knows_all(DATASET) {
+            for (first, crcs) in self.coordinator.known_checksums() {
+                self.tell(n, agent::Event::Checksums { dataset: DATASET, first, crcs });
+            }
+        }
+        self.send_inventory(n);
     }
 
     /// A report of an agent's core, as a word to the coordinator.

@@ -35,6 +35,7 @@ impl World {
             }
             FaultKind::OriginThrottles(us) => self.origin.throttled_until = now + us,
             FaultKind::OriginBreaks(ppm) => self.origin.breaks_ppm = ppm,
+            FaultKind::CoordinatorRestarts(_) if !self.coordinator.is_up() => {}
             FaultKind::CoordinatorRestarts(us) => {
                 self.coordinator.stop();
                 self.coordinator_timer = None;
