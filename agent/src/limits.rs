@@ -102,6 +102,8 @@ pub const COLD_READS_MAX: usize = 8;
 pub const WARM_PROBE_BYTES: usize = 256 * 1024;
 /// One blocking read of a cold piece.
 pub const WARM_READ_BYTES: usize = 256 * 1024;
+/// Buffers of a source that spoils pieces on purpose: as many as one connection may hold, a few times.
+pub const FAULTY_ARENA_BYTES: u64 = 64 << 20;
 /// Reads and writes at once on blocking threads: more do not make a disk faster, and threads cost memory.
 pub const BLOCKING_JOBS_MAX: usize = 8;
 /// Reads and writes at once in the ring: 2 to 8 saturate a disk; more only serve many small pieces.

@@ -12,6 +12,7 @@ use millstream_types::{Digest, PieceNo};
 use crate::buffers::Slot;
 use crate::piece::{Served, Unverified};
 
+pub mod faulty;
 pub mod tcp;
 
 /// Which carrier bytes travelled by. The names are those of metrics and status.

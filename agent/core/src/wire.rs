@@ -33,6 +33,7 @@
 use millstream_types::limits::PIECE_BYTES_MAX;
 use millstream_types::{Digest, PieceNo};
 
+pub mod fuzz;
 pub mod hello;
 
 pub use hello::{Features, Hello, Refusal, TokenHash, Version};
