@@ -99,6 +99,7 @@ enum Event {
         epoch: u32,
         piece: PieceNo,
         crc: Crc64,
+        from_origin: bool,
     },
     Sealed {
         node: u32,
@@ -238,7 +239,9 @@ impl World {
             Event::Arrived { job, crc, source } => self.arrived(job, crc, source),
             Event::FetchEnded { node, epoch, fetch, failure } => self.fetch_ended(node, epoch, fetch, failure),
             Event::Deadline { node, epoch, fetch } => self.deadline(node, epoch, fetch),
-            Event::Written { node, epoch, piece, crc } => self.written(node, epoch, piece, crc),
+            Event::Written { node, epoch, piece, crc, from_origin } => {
+                self.written(node, epoch, piece, crc, from_origin)
+            }
             Event::Sealed { node, epoch, shard } => self.sealed(node, epoch, shard),
             Event::SessionLost { node, incarnation } => self.session_lost(node, incarnation),
             Event::Fault(i) => self.fault(i),

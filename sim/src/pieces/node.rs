@@ -219,19 +219,16 @@ impl World {
             self.checks.that(expected == Some(crc), || format!("n{n}: took a peer's word for {piece}"));
         }
         node.verified[piece as usize] = Some(crc);
-        if from_origin {
-            node.own_reads.insert(piece, crc);
-        }
         node.disk_free = node.disk_free.max(now) + transfer_us(bytes, node.disk_rate);
         let (at, epoch) = (node.disk_free, node.epoch);
-        self.clock.at(at, Event::Written { node: n, epoch, piece, crc });
+        self.clock.at(at, Event::Written { node: n, epoch, piece, crc, from_origin });
         for job in self.nodes[n as usize].waiters.remove(&piece).unwrap_or_default() {
             self.nodes[n as usize].uplink.jobs.push_back(job);
         }
         self.serve_uplink(n);
     }
 
-    pub(super) fn written(&mut self, n: u32, epoch: u32, piece: PieceNo, crc: Crc64) {
+    pub(super) fn written(&mut self, n: u32, epoch: u32, piece: PieceNo, crc: Crc64, from_origin: bool) {
         let node = &mut self.nodes[n as usize];
         if node.epoch != epoch {
             return;
@@ -245,6 +242,9 @@ impl World {
         }
         if node.verified[piece as usize] == Some(crc) {
             node.disk.insert(piece, crc);
+            if from_origin {
+                node.own_reads.insert(piece, crc);
+            }
         }
         self.tell(n, Heard::PieceWritten { dataset: DATASET, piece });
     }

@@ -46,6 +46,10 @@ impl AgentCore {
         // An order of the same number is the same order, said again.
         let again = self.orders.remove(&id);
         let taken = self.owners.give(dataset_id, pieces.clone(), id);
+        if order.source == Source::Origin {
+            // Who was to report their checksum may be gone: now it is for us to read them.
+            self.reject_held(dataset_id, pieces.clone());
+        }
         let Some(dataset) = self.datasets.get(&dataset_id) else {
             return;
         };

@@ -422,3 +422,23 @@ fn what_comes_before_the_version_is_open_is_kept() {
     let asked = fetches(&b.event(opened(&layout, vec![])));
     assert_eq!(accepts(&b.receive(asked[0].0, 0, truth(0), peer(1))), [0]);
 }
+
+#[test]
+fn bytes_that_wait_for_a_checksum_give_way_to_an_order_to_read_the_origin() {
+    let layout = layout(&[P]);
+    let mut b = Bench::open(&layout, false);
+    let asked = fetches(&b.event(assign(1, 0..1, peer(1), &[])));
+    assert!(b.receive(asked[0].0, 0, truth(0), peer(1)).is_empty());
+    let actions = b.event(assign(2, 0..1, Source::Origin, &[]));
+    assert_eq!(rejects(&actions), [0]);
+    assert_eq!(fetches(&actions).len(), 1);
+}
+
+#[test]
+fn readings_of_the_origin_are_always_reported() {
+    let layout = layout(&[P]);
+    let mut b = Bench::open(&layout, true);
+    let asked = fetches(&b.event(assign(1, 0..1, Source::Origin, &[])));
+    let actions = b.receive(asked[0].0, 0, truth(0), Source::Origin);
+    assert!(matches!(reports(&actions)[..], [Report::PiecesRead { first: 0, .. }]));
+}

@@ -65,6 +65,10 @@ impl AgentCore {
                     self.reject_held(arrival.dataset, arrival.piece..arrival.piece + 1);
                 }
                 if expected == arrival.actual {
+                    // Known to us is not known to everyone: a report too many does no harm.
+                    if arrival.source == Source::Origin {
+                        self.tell_reading(arrival);
+                    }
                     self.accept(arrival);
                 } else {
                     self.wrong(now, arrival, expected, aborted);
@@ -89,6 +93,11 @@ impl AgentCore {
         if let Some(dataset) = self.datasets.get_mut(&arrival.dataset) {
             dataset.learn(arrival.piece, arrival.actual);
         }
+        self.tell_reading(arrival);
+    }
+
+    /// Notes a reading of the origin for the coordinator; consecutive ones become one report.
+    fn tell_reading(&mut self, arrival: Arrival) {
         if let Some((dataset, first, crcs)) = self.reads.last_mut()
             && *dataset == arrival.dataset
             && *first + crcs.len() as u32 == arrival.piece
