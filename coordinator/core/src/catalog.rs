@@ -90,6 +90,9 @@ pub(crate) struct Replica {
     pub(crate) inventoried: bool,
     /// Origin reads wait for the answer until then.
     pub(crate) inventory_due: Option<Time>,
+    /// `Attach`es not answered yet, and shards discarded meanwhile: the answers may still name them.
+    pub(crate) asked: u32,
+    pub(crate) discarded: Vec<ShardNo>,
     /// Outstanding orders may have been lost with a session: send them again after the inventory.
     pub(crate) resend: bool,
     /// The node cannot or shall not have it; why.
@@ -383,6 +386,16 @@ impl Dataset {
             return sealed + lost.count() as u32 == wanted;
         }
         false
+    }
+
+    /// Takes out shards that were in doubt and that the node does not have: sealed before they were discarded.
+    pub(crate) fn drop_stale_seals(&self, node: NodeId, sealed: &mut RunSet) {
+        for &shard in self.sums.disputes.keys() {
+            let has = |&e: &ExtentNo| self.extents[e as usize].have.get(node.0);
+            if !self.extents_in(self.layout.shard_pieces(shard)).iter().all(has) {
+                sealed.remove_range(shard..shard + 1);
+            }
+        }
     }
 
     /// Splits extents so that `shard` shares none with others. Only for extents without flights.

@@ -230,7 +230,11 @@ impl Core {
         }
         let members: Vec<NodeId> = ds.members().filter(|(_, r)| of(r)).map(|(n, _)| n).collect();
         for node in members {
-            ds.replica_entry(node).sealed.remove_range(shard..shard + 1);
+            let replica = ds.replica_entry(node);
+            replica.sealed.remove_range(shard..shard + 1);
+            if replica.asked > 0 && !replica.discarded.contains(&shard) {
+                replica.discarded.push(shard);
+            }
         }
     }
 

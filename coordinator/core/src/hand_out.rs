@@ -7,7 +7,7 @@ use crate::bits::Bits;
 use crate::catalog::{Dataset, ExtentNo};
 use crate::event::{Action, Assignment, Source};
 use crate::flight::{Flight, FlightNo, Flights};
-use crate::limits::{DEBIT_EXTENTS_MAX, LEASE_FACTOR, LEASE_FIRST_US};
+use crate::limits::{LEASE_FACTOR, LEASE_FIRST_US};
 use crate::plan::Found;
 
 /// Takes entry `at` out of a list of flights; the entry that moved there, if one did.
@@ -68,12 +68,11 @@ impl Core {
             parent.serving.push(no);
             parent.up_backlog += bytes;
             parent.debit += (bytes as f64 * parent.slow_out.factor()) as i64;
-            parent.debit = parent.debit.min(DEBIT_EXTENTS_MAX * bytes as i64);
         }
         let child = self.nodes.get_mut(node)?;
         child.flights.push(no);
         child.down_backlog += bytes;
-        child.debit = (child.debit - bytes as i64).max(-DEBIT_EXTENTS_MAX * bytes as i64);
+        child.debit -= bytes as i64;
         child.rate_in.begin(now);
         if lease {
             child.leases += 1;

@@ -45,8 +45,11 @@ pub const SAMPLE_MAX: usize = 16;
 pub const CANDIDATES_MAX: usize = 32;
 /// Plans tried for one node in one go.
 pub const SERVE_MAX: usize = 64;
-/// Assigned and not done, per node, at least this long at its measured rate: hides the control round trip.
+/// Assigned and not done, per node, at least this long at its measured rate: hides the control round trip and the
+/// batching of completions.
 pub const WINDOW_US: u64 = 20_000;
+/// A node with less than this part of its window is not made to wait for others.
+pub const STARVING_PART: u64 = 8;
 /// Slower than typical by this factor: a node is served last and serves nobody while others can.
 pub const SLOW_FACTOR: f64 = 4.0;
 /// Slower by less than this is noise.
@@ -57,8 +60,8 @@ pub const SLOW_MAX: f64 = 16.0;
 pub const OVERDUE_FACTOR: f64 = 4.0;
 /// And at least this late: below it, re-sourcing costs more than waiting.
 pub const OVERDUE_SLACK_US: u64 = 500_000;
-/// Changes of source per flight for being overdue; then its node is the slow one.
-pub const RESOURCE_MAX: u8 = 3;
+/// Each change of source doubles the wait before the next one, so often: perhaps the node itself is the slow one.
+pub const RESOURCE_DOUBLINGS_MAX: u8 = 6;
 
 // ------------------------------------------------------------------ origin
 

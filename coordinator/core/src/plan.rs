@@ -16,7 +16,8 @@ use crate::Core;
 use crate::catalog::{Dataset, ExtentNo};
 use crate::event::Source;
 use crate::limits::{
-    ALTERNATES_MAX, CHILDREN_MAX, DEBIT_EXTENTS_MAX, FAN_OUT, LEASES_PER_NODE, SAMPLE_MAX, SERVE_MAX, WINDOW_US,
+    ALTERNATES_MAX, CHILDREN_MAX, DEBIT_EXTENTS_MAX, FAN_OUT, LEASES_PER_NODE, SAMPLE_MAX, SERVE_MAX, STARVING_PART,
+    WINDOW_US,
 };
 use crate::membership::Node;
 
@@ -25,6 +26,7 @@ use crate::membership::Node;
 pub(crate) struct Scratch {
     wanters: Vec<Wanter>,
     candidates: Vec<(u32, ExtentNo)>,
+    sources: Vec<(u64, NodeId)>,
     /// Possible parents: rounds of children they had, order of joining, number.
     heap: BinaryHeap<Reverse<(u32, u32, u32)>>,
     /// By node: children in the present tree, and the next older member of the same rack.
@@ -37,15 +39,14 @@ pub(crate) struct Scratch {
     joined: u32,
 }
 
-/// A node that needs an extent, in the order of joining its tree.
+/// A node that needs an extent. Nodes keep their places from tree to tree as far as possible, so that what flows
+/// through them flows evenly: other places each time mean bursts and gaps on uplinks that have nothing to spare.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Wanter {
     /// Joins last and feeds nobody: slow, quarantined, or far behind with what it owes.
     leaf: bool,
     /// Bytes passed on less bytes received, in extents.
     debit: i64,
-    down: u64,
-    turn: u32,
     node: NodeId,
 }
 
@@ -105,6 +106,11 @@ impl Core {
         self.nodes.get(node).is_some_and(|n| n.down_backlog < self.window(ds, n))
     }
 
+    /// So little is on its way that the node will soon idle: it does not wait for slower ones.
+    fn starving(&self, ds: &Dataset, node: NodeId) -> bool {
+        self.nodes.get(node).is_some_and(|n| STARVING_PART * n.down_backlog < self.window(ds, n))
+    }
+
     /// Bytes on their way to a node that keep it busy: leases in flight, the way down a tree, the control round trip.
     fn window(&self, ds: &Dataset, node: &Node) -> u64 {
         let depth = 64 - (u64::from(self.nodes.len()) | 1).leading_zeros();
@@ -119,15 +125,24 @@ impl Core {
 
     /// An extent that somebody has or receives already.
     fn plan_seeded(&mut self, ds: &mut Dataset, now: Time, e: ExtentNo, node: NodeId) -> bool {
+        if self.gate(ds, now, e, node).is_none() {
+            return false;
+        }
         self.list_wanters(ds, now, e);
         if !self.scratch.wanters.iter().any(|w| w.node == node) {
             return false;
         }
         self.begin_tree();
-        self.add_holders(ds, now, e);
-        if self.scratch.heap.is_empty() {
-            self.add_receivers(ds, now, e);
+        let mut sources = std::mem::take(&mut self.scratch.sources);
+        sources.clear();
+        self.list_holders(ds, now, e, &mut sources);
+        self.list_receivers(ds, now, e, &mut sources);
+        sources.sort_unstable();
+        // A source passes each extent on once, like the origin: those who get it do the rest.
+        for &(_, source) in &sources {
+            self.join_tree(source, FAN_OUT - 1);
         }
+        self.scratch.sources = sources;
         if self.scratch.heap.is_empty() {
             // Copies that are not to be trusted do not count.
             let extent = &ds.extents[e as usize];
@@ -146,7 +161,7 @@ impl Core {
         let Some(e) = ds.next_fresh(node, now) else {
             return false;
         };
-        let Some(shared) = self.gate(ds, now, e) else {
+        let Some(shared) = self.gate(ds, now, e, node) else {
             return false;
         };
         if !self.lease_allowed(ds, now, node, shared) {
@@ -167,8 +182,8 @@ impl Core {
         ds.pending == 0 && (ds.recovered || now >= self.recover_until)
     }
 
-    /// `None`: most of those that need it are busy. Else: is it shared by several nodes?
-    fn gate(&mut self, ds: &Dataset, now: Time, e: ExtentNo) -> Option<bool> {
+    /// `None`: most of those that need it are busy, and `node` can wait. Else: is it shared by several nodes?
+    fn gate(&mut self, ds: &Dataset, now: Time, e: ExtentNo, node: NodeId) -> Option<bool> {
         self.rotation = self.rotation.wrapping_add(7);
         let turn = self.rotation % self.nodes.len().max(1);
         let (mut wanting, mut hungry) = (0, 0);
@@ -178,7 +193,7 @@ impl Core {
                 hungry += u32::from(self.hungry(ds, NodeId(n)));
             }
         }
-        (hungry > 0 && hungry * 2 >= wanting).then_some(wanting > 1)
+        (hungry * 2 >= wanting || self.starving(ds, node)).then_some(wanting > 1)
     }
 
     fn list_wanters(&mut self, ds: &Dataset, now: Time, e: ExtentNo) {
@@ -186,7 +201,7 @@ impl Core {
         wanters.clear();
         self.rotation = self.rotation.wrapping_add(1);
         let bytes = ds.extents[e as usize].bytes.max(1);
-        let (mut up, mut down) = (0, 0);
+        let (mut up, mut down, mut debit) = (0, 0, 0);
         for n in ds.extents[e as usize].todo.iter() {
             let node = NodeId(n);
             if !self.wants_now(ds, now, node) || !self.has_room(ds, node) {
@@ -197,23 +212,28 @@ impl Core {
             };
             up += known.up_backlog;
             down += known.down_backlog;
-            wanters.push(Wanter {
-                leaf: known.slow_in.is_slow() || !known.serves_well(now),
-                debit: (known.debit / bytes as i64).clamp(-DEBIT_EXTENTS_MAX, DEBIT_EXTENTS_MAX),
-                down: known.down_backlog / bytes,
-                turn: n.wrapping_add(self.rotation) % self.nodes.len(),
-                node,
-            });
+            debit += known.debit;
+            wanters.push(Wanter { leaf: known.slow_in.is_slow() || !known.serves_well(now), debit: known.debit, node });
         }
-        // Far behind the others: what hangs below it would wait.
-        let count = wanters.len().max(1) as u64;
-        let (up_max, down_max) = (2 * up / count + 4 * bytes, 2 * down / count + 4 * bytes);
+        let count = wanters.len().max(1);
+        let (up, down, debit) = (up / count as u64, down / count as u64, debit / count as i64);
+        let debit_max = DEBIT_EXTENTS_MAX * bytes as i64;
         for wanter in &mut wanters {
-            if let Some(known) = self.nodes.get(wanter.node) {
-                wanter.leaf |= known.up_backlog > up_max || known.down_backlog > down_max;
+            if let Some(known) = self.nodes.get_mut(wanter.node) {
+                // Far behind the others: what hangs below it would wait.
+                wanter.leaf |= known.up_backlog > 2 * up + 4 * bytes || known.down_backlog > 2 * down + 4 * bytes;
+                known.debit = known.debit.clamp(debit - debit_max, debit + debit_max);
+                wanter.debit = known.debit / bytes as i64;
             }
         }
-        wanters.sort_unstable();
+        // The half that owes most comes first, and within each half everyone keeps its place.
+        let inside = count.div_ceil(2).min(wanters.len());
+        if inside < wanters.len() {
+            wanters.select_nth_unstable(inside);
+        }
+        let (first, second) = wanters.split_at_mut(inside);
+        first.sort_unstable_by_key(|w| (w.leaf, w.node));
+        second.sort_unstable_by_key(|w| (w.leaf, w.node));
         self.scratch.wanters = wanters;
     }
 
@@ -257,7 +277,7 @@ impl Core {
         }
     }
 
-    fn add_holders(&mut self, ds: &Dataset, now: Time, e: ExtentNo) {
+    fn list_holders(&mut self, ds: &Dataset, now: Time, e: ExtentNo, out: &mut Vec<(u64, NodeId)>) {
         self.rotation = self.rotation.wrapping_add(1);
         let turn = self.rotation % self.nodes.len().max(1);
         let (mut good, mut poor) = ([NodeId(0); SAMPLE_MAX], None);
@@ -276,35 +296,24 @@ impl Core {
                 _ => {}
             }
         }
-        good[..count].sort_unstable_by_key(|&holder| self.up_free(holder));
-        // A holder passes each extent on once, like the origin: those who get it do the rest.
-        for &holder in &good[..count] {
-            self.join_tree(holder, FAN_OUT - 1);
-        }
-        if let Some(holder) = poor.filter(|_| count == 0) {
-            self.join_tree(holder, FAN_OUT - 1);
-        }
+        let fallback = poor.filter(|_| count == 0);
+        good[..count].iter().copied().chain(fallback).for_each(|holder| out.push((self.up_free(holder), holder)));
     }
 
-    fn add_receivers(&mut self, ds: &Dataset, now: Time, e: ExtentNo) {
-        let flights = &ds.extents[e as usize].flights;
-        let mut receivers = [NodeId(0); SAMPLE_MAX];
-        let mut count = 0;
-        for i in 0..flights.len().min(4 * SAMPLE_MAX) {
-            let at = (i + self.rotation as usize) % flights.len();
-            let Some(flight) = self.flights.get(flights[at]) else {
+    fn list_receivers(&self, ds: &Dataset, now: Time, e: ExtentNo, out: &mut Vec<(u64, NodeId)>) {
+        let extent = &ds.extents[e as usize];
+        let room = out.len() + SAMPLE_MAX;
+        for i in 0..extent.flights.len().min(4 * SAMPLE_MAX) {
+            let at = (i + self.rotation as usize) % extent.flights.len();
+            let Some(flight) = self.flights.get(extent.flights[at]) else {
                 continue;
             };
             let root = flight.source == Source::Origin;
             let fit = self.nodes.get(flight.node).is_some_and(|n| n.serves_well(now) || (root && n.serves()));
-            if fit && count < SAMPLE_MAX {
-                receivers[count] = flight.node;
-                count += 1;
+            if fit && out.len() < room {
+                // One extent time later than a holder that is as busy.
+                out.push((self.up_free(flight.node) + self.ns(extent.bytes), flight.node));
             }
-        }
-        receivers[..count].sort_unstable_by_key(|&node| self.up_free(node));
-        for &node in &receivers[..count] {
-            self.join_tree(node, FAN_OUT - 1);
         }
     }
 

@@ -184,6 +184,7 @@ impl Core {
                     let count = ds.layout.shards();
                     let mut shards = shards.clone();
                     shards.remove_range(count..u32::MAX);
+                    ds.drop_stale_seals(node, &mut shards);
                     ds.replica_entry(node).sealed.union_with(&shards);
                     for run in shards.runs() {
                         let pieces = ds.layout.shard_pieces(run.start).start..ds.layout.shard_pieces(run.end - 1).end;

@@ -6,7 +6,7 @@ use crate::Core;
 use crate::catalog::Dataset;
 use crate::event::{Action, NodeInfo, NodeState, Note, Source};
 use crate::flight::FlightNo;
-use crate::limits::{LEASE_SLACK_US, OVERDUE_FACTOR, OVERDUE_SLACK_US, RESOURCE_MAX};
+use crate::limits::{LEASE_SLACK_US, OVERDUE_FACTOR, OVERDUE_SLACK_US, RESOURCE_DOUBLINGS_MAX};
 
 impl Core {
     pub(crate) fn node_up(&mut self, now: Time, node: NodeId, info: NodeInfo) {
@@ -35,7 +35,15 @@ impl Core {
             self.replace_spread(now, node);
         }
         for id in self.dataset_ids() {
-            self.with(id, |core, ds| core.attach(ds, now, node, before == NodeState::Down));
+            self.with(id, |core, ds| {
+                if let Some(replica) = ds.replica_mut(node) {
+                    // What was asked in an earlier session is not answered any more.
+                    replica.asked = 0;
+                    replica.discarded.clear();
+                }
+                core.attach(ds, now, node, before == NodeState::Down);
+                core.judge_stages(now, ds);
+            });
         }
     }
 
@@ -55,6 +63,7 @@ impl Core {
             return;
         };
         replica.attached = true;
+        replica.asked += 1;
         replica.resend = true;
         if joins {
             replica.inventoried = false;
@@ -91,6 +100,8 @@ impl Core {
                 core.stop_waiting_for(ds, node);
                 if let Some(replica) = ds.replica_mut(node) {
                     replica.attached = false;
+                    replica.asked = 0;
+                    replica.discarded.clear();
                     replica.inventoried = false;
                     replica.sealed = RunSet::new();
                 }
@@ -178,7 +189,15 @@ impl Core {
         replica.inventoried = true;
         replica.sealed = sealed;
         replica.sealed.remove_range(shards..u32::MAX);
-        let resend = std::mem::take(&mut replica.resend);
+        replica.asked = replica.asked.saturating_sub(1);
+        let discarded =
+            if replica.asked == 0 { std::mem::take(&mut replica.discarded) } else { replica.discarded.clone() };
+        let mut pieces = pieces.clone();
+        for shard in discarded {
+            pieces.remove_range(ds.layout.shard_pieces(shard));
+            ds.replica_entry(node).sealed.remove_range(shard..shard + 1);
+        }
+        let resend = std::mem::take(&mut ds.replica_entry(node).resend);
         for e in 0..ds.extents.len() as u32 {
             let range = ds.extents[e as usize].pieces.clone();
             if pieces.contains_range(range.clone()) {
@@ -300,8 +319,9 @@ impl Core {
                 let slow = self.nodes.get(node).map_or(1.0, |n| n.slow_in.factor());
                 self.with(id, |core, ds| {
                     let typical = ds.typical_peer_us;
-                    let limit = OVERDUE_FACTOR * typical * slow + OVERDUE_SLACK_US as f64;
-                    if typical == 0.0 || resourced >= RESOURCE_MAX || (now.since(since) as f64) < limit {
+                    let limit = (OVERDUE_FACTOR * typical * slow + OVERDUE_SLACK_US as f64)
+                        * f64::from(1u32 << resourced.min(RESOURCE_DOUBLINGS_MAX));
+                    if typical == 0.0 || (now.since(since) as f64) < limit {
                         return;
                     }
                     // Only a node that has it all is surely better than one that is late.

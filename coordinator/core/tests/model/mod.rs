@@ -91,9 +91,13 @@ struct Node {
     have: RunSet,
     sealed: RunSet,
     known: RunSet,
+    /// Read from the origin by this node.
+    read: RunSet,
     orders: Vec<Order>,
     /// Pieces asked for, and of whom.
     asked: BTreeMap<PieceNo, Option<u32>>,
+    /// Arrived before its checksum.
+    unverified: RunSet,
     up_free: f64,
     down_free: f64,
     up_rate: f64,
@@ -138,7 +142,8 @@ pub struct World {
     pub stuck: BTreeSet<u32>,
     pub discarded: u32,
     core_down: bool,
-    pub samples: Vec<(u64, Vec<(u64, usize, u64, u64)>)>,
+    ticking: bool,
+    scripted: u32,
 }
 
 impl World {
@@ -173,7 +178,8 @@ impl World {
             stuck: BTreeSet::new(),
             discarded: 0,
             core_down: false,
-            samples: Vec::new(),
+            ticking: false,
+            scripted: 0,
         };
         world.tell_core(Event::DatasetAdded { dataset: DS, facts: world.facts() });
         world
@@ -237,6 +243,7 @@ impl World {
             "restart" => Ev::RestartCore,
             _ => panic!("{what}"),
         };
+        self.scripted += 1;
         self.push(time, ev);
     }
 
@@ -272,7 +279,9 @@ impl World {
                 Action::Checksums { to, first, crcs, .. } => {
                     for &node in to {
                         let known = &mut self.nodes[node.0 as usize].known;
-                        known.insert_range(*first..*first + crcs.len() as u32);
+                        let run = *first..*first + crcs.len() as u32;
+                        known.insert_range(run.clone());
+                        self.accept_verified(node.0, run);
                     }
                     continue;
                 }
@@ -290,6 +299,7 @@ impl World {
                         let node = &mut self.nodes[node.0 as usize];
                         node.have.remove_range(pieces.clone());
                         node.known.remove_range(pieces.clone());
+                        node.unverified.remove_range(pieces.clone());
                         node.sealed.remove_range(*shard..*shard + 1);
                         node.asked.retain(|p, _| !pieces.contains(p));
                     }
@@ -306,30 +316,27 @@ impl World {
         }
     }
 
+    fn accept_verified(&mut self, node: u32, run: std::ops::Range<u32>) {
+        for piece in run {
+            if self.nodes[node as usize].unverified.contains(piece) {
+                self.nodes[node as usize].unverified.remove_range(piece..piece + 1);
+                self.accept(node, piece, false);
+            }
+        }
+    }
+
     /// Runs until all living nodes of the stage have sealed everything they want, or `limit`. Seconds of model time.
     pub fn run(&mut self, limit: Time) -> f64 {
-        self.push(self.now, Ev::Tick);
+        if !std::mem::replace(&mut self.ticking, true) {
+            self.push(self.now, Ev::Tick);
+        }
         while let Some(Reverse((at, _, ev))) = self.queue.pop() {
             if at > limit {
+                self.push(at, ev);
+                self.now = limit;
                 break;
             }
             self.now = self.now.max(at);
-            if self.now.0 / 10000 != self.samples.last().map_or(0, |s| s.0 / 10000) {
-                let s = self
-                    .nodes
-                    .iter()
-                    .enumerate()
-                    .map(|(i, n)| {
-                        (
-                            n.have.len(),
-                            n.asked.len(),
-                            ((n.up_free - self.now.0 as f64).max(0.0) / 1000.0) as u64,
-                            self.core.node(NodeId(i as u32), self.now).map_or(0, |v| v.outstanding_bytes >> 20),
-                        )
-                    })
-                    .collect();
-                self.samples.push((self.now.0, s));
-            }
             self.step(ev);
             if self.finished() {
                 break;
@@ -338,8 +345,11 @@ impl World {
         self.now.as_secs_f64()
     }
 
+    /// The stage ended, and nothing more is going to happen to nodes.
     pub fn finished(&self) -> bool {
-        self.notes.iter().any(|n| matches!(n, Note::StageFinished { .. }))
+        self.scripted == 0
+            && self.notes.iter().any(|n| matches!(n, Note::StageFinished { .. }))
+            && self.core.stages(self.now).iter().all(|s| s.state != "running")
     }
 
     fn step(&mut self, ev: Ev) {
@@ -378,13 +388,22 @@ impl World {
                 self.push(Time(at.ceil() as u64), Ev::Arrived { to, piece, from, life });
             }
             Ev::Arrived { to, piece, from, life } => self.arrived(to, piece, from, life),
-            Ev::Kill(node) => self.kill(node),
-            Ev::Revive(node) => {
-                self.nodes[node as usize].alive = true;
-                self.nodes[node as usize].life += 1;
-                self.join(node);
+            Ev::Kill(node) => {
+                self.scripted -= 1;
+                self.kill(node);
             }
-            Ev::RestartCore => self.restart_core(),
+            Ev::Revive(node) => {
+                self.scripted -= 1;
+                if !self.nodes[node as usize].up {
+                    self.nodes[node as usize].alive = true;
+                    self.nodes[node as usize].life += 1;
+                    self.join(node);
+                }
+            }
+            Ev::RestartCore => {
+                self.scripted -= 1;
+                self.restart_core();
+            }
         }
     }
 
@@ -395,6 +414,7 @@ impl World {
         n.orders.clear();
         n.asked.clear();
         n.waiting.clear();
+        n.unverified = RunSet::new();
         self.later_core(Event::NodeLost { node: NodeId(node) });
         // Those that wait for it notice soon, and turn to their alternates.
         for other in 0..self.setup.nodes {
@@ -422,6 +442,17 @@ impl World {
                 assignment.source = Source::Peer(assignment.alternates.remove(0));
             }
         }
+        if !stalled.is_empty() {
+            let failure = Failure {
+                kind: FailureKind::Unreachable,
+                source: Source::Peer(NodeId(dead)),
+                piece: None,
+                expected: None,
+                actual: None,
+                detail: "model".into(),
+            };
+            self.later_core(Event::SourceFailed { node: NodeId(other), dataset: DS, failure });
+        }
         for id in failed {
             self.fail(other, id, FailureKind::Unreachable, Source::Peer(NodeId(dead)));
         }
@@ -446,10 +477,8 @@ impl World {
         self.core = Core::new(config);
         self.to_core.clear();
         self.to_node.clear();
-        self.queue = std::mem::take(&mut self.queue)
-            .into_iter()
-            .filter(|Reverse((_, _, ev))| !matches!(ev, Ev::ToCore(_) | Ev::ToNode(_)))
-            .collect();
+        let lost = |ev: &Ev| matches!(ev, Ev::ToCore(_) | Ev::ToNode(_));
+        self.queue.retain(|Reverse((_, _, ev))| !lost(ev));
         let facts = self.facts();
         self.tell_core(Event::DatasetAdded { dataset: DS, facts });
         self.request_all();
@@ -466,9 +495,21 @@ impl World {
         }
         match action {
             Action::Attach { .. } => {
+                // The manifest brings what is known; what is not, and was read here, is reported again.
+                for (first, crcs) in self.core.known_checksums(DS) {
+                    let run = first..first + crcs.len() as u32;
+                    self.nodes[node as usize].known.insert_range(run.clone());
+                    self.accept_verified(node, run);
+                }
                 let n = &self.nodes[node as usize];
                 let (pieces, sealed) = (n.have.clone(), n.sealed.clone());
+                let again: Vec<PieceNo> =
+                    n.read.runs().iter().cloned().flatten().filter(|&p| n.have.contains(p)).collect();
                 self.later_core(Event::Inventory { node: NodeId(node), dataset: DS, pieces, sealed });
+                for first in again {
+                    let crcs = vec![self.truth[first as usize]];
+                    self.later_core(Event::PiecesRead { node: NodeId(node), dataset: DS, first, crcs });
+                }
             }
             Action::Assign { assignment, .. } => {
                 let (id, pieces) = (assignment.id, assignment.pieces.clone());
@@ -518,7 +559,10 @@ impl World {
                     if room == 0 {
                         break 'orders;
                     }
-                    if !n.asked.contains_key(&piece) && !wanted.iter().any(|&(p, _, _)| p == piece) {
+                    if !n.asked.contains_key(&piece)
+                        && !n.unverified.contains(piece)
+                        && !wanted.iter().any(|&(p, _, _)| p == piece)
+                    {
                         wanted.push((piece, order.assignment.source, order.assignment.id));
                         room -= 1;
                     }
@@ -571,8 +615,18 @@ impl World {
             return;
         }
         n.asked.remove(&piece);
+        if from.is_some() && !n.known.contains(piece) {
+            // Bytes wait until it is known what they should be.
+            n.unverified.insert(piece);
+            return;
+        }
+        self.accept(to, piece, from.is_none());
+    }
+
+    fn accept(&mut self, to: u32, piece: PieceNo, from_origin: bool) {
+        let n = &mut self.nodes[to as usize];
         n.have.insert(piece);
-        if from.is_none() {
+        if from_origin {
             let mut crc = self.truth[piece as usize];
             if let Some((bad, times)) = &mut self.corrupt
                 && *bad == piece
@@ -582,6 +636,7 @@ impl World {
                 crc = Crc64(!crc.0);
             }
             n.known.insert(piece);
+            n.read.insert(piece);
             let event = Event::PiecesRead { node: NodeId(to), dataset: DS, first: piece, crcs: vec![crc] };
             self.later_core(event);
         }
@@ -633,6 +688,26 @@ impl World {
         let n = &self.nodes[node as usize];
         let pieces = self.layout.pieces();
         n.have.contains_range(0..pieces) && n.known.union_len(pieces) == u64::from(pieces)
+    }
+
+    pub fn describe(&self) -> String {
+        let node = |(i, n): (usize, &Node)| {
+            let orders: Vec<_> = n.orders.iter().map(|o| (&o.assignment.pieces, o.assignment.source)).collect();
+            format!(
+                "{i}: up {} lacks {:?} does not know {:?} asked {:?} orders {orders:?} sealed {:?}",
+                n.up,
+                n.have.gaps(0..self.layout.pieces()).collect::<Vec<_>>(),
+                n.known.gaps(0..self.layout.pieces()).collect::<Vec<_>>(),
+                n.asked,
+                n.sealed
+            )
+        };
+        let nodes: Vec<String> = self.nodes.iter().enumerate().map(node).collect();
+        format!("{}\n{:?}\n{:?}", nodes.join("\n"), self.core.counters(), self.core.replicas(DS))
+    }
+
+    pub fn is_up(&self, node: u32) -> bool {
+        self.nodes[node as usize].up
     }
 
     pub fn have(&self, node: u32) -> &RunSet {
