@@ -72,18 +72,14 @@ async fn answers_to_what_was_not_asked_break_the_protocol() {
 async fn a_second_answer_to_a_request_breaks_the_protocol() {
     let (listener, address) = raw_listener().await;
     let client = Client::new();
-    let (first, second, ()) = tokio::join!(
-        client.fetch(&address, 0, LEN),
-        client.fetch(&address, 1, LEN),
-        async {
-            let mut peer = RawPeer::accept(&listener).await;
-            let (id, piece, _) = peer.request().await;
-            for _ in 0..2 {
-                peer.send(Frame::Data { id, len: LEN }).await;
-                let _ = peer.stream.write_all(&piece_bytes(piece, LEN)).await;
-            }
+    let (first, second, ()) = tokio::join!(client.fetch(&address, 0, LEN), client.fetch(&address, 1, LEN), async {
+        let mut peer = RawPeer::accept(&listener).await;
+        let (id, piece, _) = peer.request().await;
+        for _ in 0..2 {
+            peer.send(Frame::Data { id, len: LEN }).await;
+            let _ = peer.stream.write_all(&piece_bytes(piece, LEN)).await;
         }
-    );
+    });
     assert_eq!(first.unwrap().crc(), Crc64::of(&piece_bytes(0, LEN)));
     assert!(matches!(&second, Err(FetchError::Protocol { .. })), "{second:?}");
     client.all_slots_back().await;
@@ -193,7 +189,10 @@ async fn a_silent_peer_is_pinged_then_given_up() {
         assert!(matches!(peer.frame().await, Some(Frame::Ping { .. })), "an answer buys time");
         assert_eq!(peer.frame().await, None, "silence does not");
     });
-    assert!(matches!(&fetched, Err(FetchError::Unreachable { detail, .. }) if detail.contains("silent")), "{fetched:?}");
+    assert!(
+        matches!(&fetched, Err(FetchError::Unreachable { detail, .. }) if detail.contains("silent")),
+        "{fetched:?}"
+    );
     client.all_slots_back().await;
 }
 

@@ -1,4 +1,5 @@
 //! The scripted liars: what they do reaches the fetching side as what it is.
+#![allow(clippy::unwrap_used)] // a panic here is a failed test
 
 mod transport_support;
 

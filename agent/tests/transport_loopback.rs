@@ -1,4 +1,5 @@
 //! Client and server over loopback: what is fetched is what was asked for, whatever the order, source or load.
+#![allow(clippy::unwrap_used)] // a panic here is a failed test
 
 mod transport_support;
 
@@ -141,7 +142,10 @@ async fn draining_sends_what_is_ready_and_refuses_the_rest() {
     tokio::select! { _ = &mut fetch => panic!("held back"), () = waits => {} }
     server.shutdown.cancel();
     let refused = (&mut fetch).await;
-    assert!(matches!(&refused, Err(FetchError::Unreachable { detail, .. }) if detail.contains("going away")), "{refused:?}");
+    assert!(
+        matches!(&refused, Err(FetchError::Unreachable { detail, .. }) if detail.contains("going away")),
+        "{refused:?}"
+    );
     assert_eq!(server.stop().await, DrainOutcome::Clean);
     let gone = client.fetch(&address, 1, 70_000).await;
     assert!(matches!(gone, Err(FetchError::Unreachable { .. })), "{gone:?}");
@@ -154,7 +158,10 @@ async fn another_cluster_is_refused_with_the_reason() {
     config.token = TokenHash([1; 32]);
     let server = Server::start_with(TestSource::memory(1, 70_000), config).await;
     let refused = Client::new().fetch(&server.address, 0, 70_000).await;
-    assert!(matches!(&refused, Err(FetchError::Unreachable { detail, .. }) if detail.contains("cluster token")), "{refused:?}");
+    assert!(
+        matches!(&refused, Err(FetchError::Unreachable { detail, .. }) if detail.contains("cluster token")),
+        "{refused:?}"
+    );
     let mut config = TcpConfig::new("client");
     config.token = TokenHash([1; 32]);
     fetch_right(&Client::with(config), &server.address, 0, 70_000).await;
@@ -170,7 +177,10 @@ async fn connections_are_bounded() {
     fetch_right(&first, &server.address, 0, 70_000).await;
     let second = Client::new();
     let refused = second.fetch(&server.address, 0, 70_000).await;
-    assert!(matches!(&refused, Err(FetchError::Unreachable { detail, .. }) if detail.contains("too many")), "{refused:?}");
+    assert!(
+        matches!(&refused, Err(FetchError::Unreachable { detail, .. }) if detail.contains("too many")),
+        "{refused:?}"
+    );
     drop(first);
     server.wait_closed("closed by peer").await;
     // The peer is barred for a moment after a failure; then it is let in.
@@ -230,7 +240,7 @@ async fn interleave(ops: Vec<Op>, from_file: bool) {
     let server = Server::start(source.clone()).await;
     let client = Arc::new(Client::new());
     let mut running = Vec::new();
-    let mut released = vec![false; 12];
+    let mut released = [false; 12];
     for op in ops {
         match op {
             Op::Fetch(piece) => {

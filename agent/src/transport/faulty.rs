@@ -47,7 +47,9 @@ pub enum Fault {
 
 /// Text that is no script of faults.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{text:?} is no fault; write flip, truncate, swap, stall, stall:MILLISECONDS or refuse, each with @EVERY or without")]
+#[error(
+    "{text:?} is no fault; write flip, truncate, swap, stall, stall:MILLISECONDS or refuse, each with @EVERY or without"
+)]
 pub struct FaultSpecError {
     text: String,
 }
@@ -108,8 +110,7 @@ impl FaultySource {
     /// [`FaultSpecError`] names the part that is no fault.
     pub fn from_spec(spec: &str, inner: Arc<dyn PieceSource>) -> Result<FaultySource, FaultSpecError> {
         let script = spec.parse()?;
-        let arena = Arena::new(FAULTY_ARENA_BYTES)
-            .map_err(|e| FaultSpecError { text: format!("{spec} ({e})") })?;
+        let arena = Arena::new(FAULTY_ARENA_BYTES).map_err(|e| FaultSpecError { text: format!("{spec} ({e})") })?;
         Ok(FaultySource { inner, script, served: AtomicU64::new(0), arena })
     }
 
@@ -277,7 +278,10 @@ mod tests {
     fn scripts_are_read() {
         let script: FaultScript = "flip@3, stall:20@2".parse().unwrap();
         let stall = Some(Fault::Stall(Some(Duration::from_millis(20))));
-        assert_eq!([0, 1, 2, 3, 4, 5].map(|n| script.nth(n)), [None, stall, Some(Fault::Flip), stall, None, Some(Fault::Flip)]);
+        assert_eq!(
+            [0, 1, 2, 3, 4, 5].map(|n| script.nth(n)),
+            [None, stall, Some(Fault::Flip), stall, None, Some(Fault::Flip)]
+        );
         assert_eq!("stall".parse::<FaultScript>().unwrap().nth(7), Some(Fault::Stall(None)));
         for bad in ["", "flop", "flip@0", "flip@x", "stall:", "flip:3", "flip,,swap"] {
             assert!(bad.parse::<FaultScript>().is_err(), "{bad:?}");

@@ -14,6 +14,7 @@
 mod connection;
 mod greeting;
 mod inbound;
+mod order;
 mod pool;
 mod server;
 mod serving;

@@ -1,5 +1,6 @@
 //! Sources, servers and misbehaving peers for the transport's tests.
 #![allow(dead_code)] // each test binary uses its part
+#![allow(clippy::unwrap_used)] // a panic here is a failed test
 
 use std::collections::{HashMap, HashSet};
 use std::io::Write;
@@ -70,7 +71,14 @@ impl TestSource {
         (0..count).for_each(|p| file.write_all(&piece_bytes(p, len)).unwrap());
         let file = Some(Arc::new(file));
         let arena = Arena::new(1 << 20).unwrap();
-        Arc::new(TestSource { arena, len, count, file, memory: HashMap::new(), held: watch::Sender::new(HashSet::new()) })
+        Arc::new(TestSource {
+            arena,
+            len,
+            count,
+            file,
+            memory: HashMap::new(),
+            held: watch::Sender::new(HashSet::new()),
+        })
     }
 
     /// Holds pieces back until they are released.

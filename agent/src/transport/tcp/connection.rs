@@ -8,110 +8,23 @@
 use std::collections::{HashMap, VecDeque};
 use std::io::{self, IoSlice};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use millstream_agent_core::wire::{Frame, Hello, StatusCode};
 use tokio::net::TcpStream;
-use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, MissedTickBehavior};
 
 use super::TcpConfig;
 use super::inbound::{Arrived, Inbound, InboundError, Step};
+use super::order::{Answer, Command, Gauge, Load, Order, answer, give_back, give_back_all};
 use super::socket::{self, Moved};
 use super::stats::{TransportStats, add};
 use crate::buffers::Slot;
 use crate::limits::{PEER_TICK_MIN, STEPS_PER_TURN};
-use crate::piece::Unverified;
-use crate::transport::{FetchError, PieceRequest};
+use crate::transport::FetchError;
 
-/// One piece to fetch.
-pub(super) struct Order {
-    pub(super) id: u64,
-    pub(super) request: PieceRequest,
-    pub(super) slot: Slot,
-    pub(super) deadline: Instant,
-    pub(super) after: Duration,
-    pub(super) answer: oneshot::Sender<Answer>,
-    pub(super) load: Load,
-}
-
-/// What becomes of an order.
-pub(super) enum Answer {
-    /// The piece.
-    Filled(Unverified),
-    /// No piece.
-    Failed(FetchError),
-    /// Never sent: the slot is as it was, ask on another connection.
-    NotSent(Slot),
-}
-
-/// What the task is told.
-pub(super) enum Command {
-    /// Fetch.
-    Fetch(Order),
-    /// The one who ordered has gone.
-    Cancel(u64),
-}
-
-/// Whether a connection takes orders.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub(super) enum Phase {
-    /// Yes, also while it is being established.
-    Open,
-    /// No.
-    Closed,
-}
-
-/// What the pool sees of a connection.
-#[derive(Debug)]
-pub(super) struct Gauge {
-    requests: AtomicUsize,
-    phase: AtomicU8,
-}
-
-impl Gauge {
-    pub(super) fn new() -> Arc<Gauge> {
-        Arc::new(Gauge { requests: AtomicUsize::new(0), phase: AtomicU8::new(Phase::Open as u8) })
-    }
-
-    /// Requests in flight or waiting on it.
-    pub(super) fn requests(&self) -> usize {
-        self.requests.load(Relaxed)
-    }
-
-    /// Does it take orders?
-    pub(super) fn is_open(&self) -> bool {
-        self.phase.load(Relaxed) == Phase::Open as u8
-    }
-
-    pub(super) fn close(&self) {
-        self.phase.store(Phase::Closed as u8, Relaxed);
-    }
-}
-
-/// One request's share of a connection's load and of the peer's bound, until it is answered.
-#[derive(Debug)]
-pub(super) struct Load {
-    gauge: Arc<Gauge>,
-    _permit: Arc<OwnedSemaphorePermit>,
-}
-
-impl Load {
-    pub(super) fn new(gauge: &Arc<Gauge>, permit: Arc<OwnedSemaphorePermit>) -> Load {
-        gauge.requests.fetch_add(1, Relaxed);
-        Load { gauge: gauge.clone(), _permit: permit }
-    }
-}
-
-impl Drop for Load {
-    fn drop(&mut self) {
-        self.gauge.requests.fetch_sub(1, Relaxed);
-    }
-}
-
-/// A request in flight. `wanted` is taken when its answer begins or when it is cancelled.
+/// A request in flight. Its slot is taken when its answer begins or when it is cancelled.
 struct Pending {
     len: u32,
     after: Duration,
@@ -215,10 +128,7 @@ impl Connection {
         ended
     }
 
-    async fn drive(
-        &mut self,
-        commands: &mut mpsc::UnboundedReceiver<Command>,
-    ) -> Result<(), Ended> {
+    async fn drive(&mut self, commands: &mut mpsc::UnboundedReceiver<Command>) -> Result<(), Ended> {
         let mut tick = tokio::time::interval((self.silence.min(self.idle_close) / 4).max(PEER_TICK_MIN));
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut orphaned = false;
@@ -403,15 +313,15 @@ impl Connection {
 
     fn refused(&self, code: StatusCode, after: Duration) -> FetchError {
         let peer = self.peer.to_string();
-        let unreachable =
-            |detail: &str| FetchError::Unreachable { peer: self.peer.to_string(), detail: detail.into() };
+        let unreachable = |detail: &str| FetchError::Unreachable { peer: self.peer.to_string(), detail: detail.into() };
         match code {
             StatusCode::NotHave => FetchError::NotHave { peer },
             StatusCode::Deadline => FetchError::Timeout { peer, after },
             StatusCode::Length => FetchError::Protocol { peer, detail: "it has the piece with another length".into() },
             StatusCode::Draining => unreachable("it is going away"),
             StatusCode::Failed => unreachable("it could not read the piece"),
-            StatusCode::Cancelled => FetchError::Cancelled,
+            // Who cancels does not listen any more; who listens has not cancelled.
+            StatusCode::Cancelled => FetchError::Protocol { peer, detail: "it cancelled a request that stands".into() },
         }
     }
 
@@ -431,27 +341,5 @@ fn failure(ended: &Ended, peer: &str) -> FetchError {
         Ended::Quietly => FetchError::Unreachable { peer, detail: "connection closed".into() },
         Ended::Broken(detail) => FetchError::Unreachable { peer, detail: detail.clone() },
         Ended::Protocol(detail) => FetchError::Protocol { peer, detail: detail.clone() },
-    }
-}
-
-/// The requester may be gone; then the slot goes back with the answer.
-fn answer(to: Option<oneshot::Sender<Answer>>, what: Answer) {
-    if let Some(to) = to {
-        let _ = to.send(what);
-    }
-}
-
-fn give_back(order: Order) {
-    drop(order.load);
-    let _ = order.answer.send(Answer::NotSent(order.slot));
-}
-
-/// Gives back what is still in the channel, and closes it.
-pub(super) fn give_back_all(mut commands: mpsc::UnboundedReceiver<Command>) {
-    commands.close();
-    while let Ok(command) = commands.try_recv() {
-        if let Command::Fetch(order) = command {
-            give_back(order);
-        }
     }
 }

@@ -167,8 +167,7 @@ impl Inbound {
         let into = match &mut body.into {
             Some((slot, _)) => &mut slot[body.filled..body.filled + chunk],
             None => {
-                let scratch =
-                    self.scratch.get_or_insert_with(|| vec![0; PEER_READ_BYTES].into_boxed_slice());
+                let scratch = self.scratch.get_or_insert_with(|| vec![0; PEER_READ_BYTES].into_boxed_slice());
                 &mut scratch[..chunk]
             }
         };
@@ -176,8 +175,7 @@ impl Inbound {
         let is_last = body.filled + chunk == body.len;
         let head = if is_last { &mut self.head[..] } else { &mut [] };
         let wanted = chunk + head.len();
-        let moved =
-            socket::read(stream, &mut [IoSliceMut::new(into), IoSliceMut::new(head)], wanted)?;
+        let moved = socket::read(stream, &mut [IoSliceMut::new(into), IoSliceMut::new(head)], wanted)?;
         if let Moved::All(n) | Moved::Partly(n) = moved {
             let of_body = n.min(chunk);
             match &mut body.into {

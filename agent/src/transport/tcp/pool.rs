@@ -13,9 +13,10 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::Instant;
 
 use super::TcpConfig;
-use super::connection::{Answer, Command, Connection, Ended, Gauge, Load, Order, give_back_all};
+use super::connection::{Connection, Ended};
 use super::greeting::{GreetingError, greet};
 use super::inbound::Inbound;
+use super::order::{Answer, Command, Gauge, Load, Order, give_back_all};
 use super::socket;
 use super::stats::{TransportStats, add};
 use crate::buffers::Slot;
@@ -214,10 +215,7 @@ impl Peer {
     }
 }
 
-async fn connect(
-    address: &str,
-    config: &TcpConfig,
-) -> Result<(TcpStream, Inbound, Hello), GreetingError> {
+async fn connect(address: &str, config: &TcpConfig) -> Result<(TcpStream, Inbound, Hello), GreetingError> {
     let mut stream = TcpStream::connect(address).await?;
     socket::prepare(&stream)?;
     let mut held = Vec::new();

@@ -52,8 +52,7 @@ impl Admitted {
         let mut per_ip = context.per_ip.lock().unwrap_or_else(PoisonError::into_inner);
         let from_ip = per_ip.entry(ip).or_insert(0);
         *from_ip += 1;
-        let busy =
-            total > context.config.connections_max as u64 || *from_ip > context.config.connections_per_ip_max;
+        let busy = total > context.config.connections_max as u64 || *from_ip > context.config.connections_per_ip_max;
         drop(per_ip);
         (Admitted { context: context.clone(), ip }, busy.then_some(Refusal::Busy))
     }
@@ -109,9 +108,7 @@ pub async fn serve(
 }
 
 async fn drain(mut connections: JoinSet<()>, timeout: Duration) -> DrainOutcome {
-    let finished = tokio::time::timeout(timeout, async {
-        while connections.join_next().await.is_some() {}
-    });
+    let finished = tokio::time::timeout(timeout, async { while connections.join_next().await.is_some() {} });
     if finished.await.is_ok() {
         return DrainOutcome::Clean;
     }
@@ -153,14 +150,7 @@ async fn connection(
     let config = &context.config;
     let mut held = Vec::new();
     let refusal = refusal.or_else(|| context.shutdown.is_cancelled().then_some(Refusal::Draining));
-    let welcomed = welcome(
-        &mut stream,
-        &config.node,
-        config.token,
-        config.requests_per_connection,
-        refusal,
-        &mut held,
-    );
+    let welcomed = welcome(&mut stream, &config.node, config.token, config.requests_per_connection, refusal, &mut held);
     let hello = match tokio::time::timeout(config.hello_timeout, welcomed).await {
         Ok(Ok(hello)) => hello,
         Ok(Err(GreetingError::Io(_))) => return "i/o error",

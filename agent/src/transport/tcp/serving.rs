@@ -16,9 +16,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 use super::server::Context;
 use super::socket::{self, Moved};
 use super::stats::add;
-use crate::limits::{
-    PEER_TICK_MIN, READY_PIECES_MAX, REQUEST_BUFFER_BYTES, STEPS_PER_TURN,
-};
+use crate::limits::{PEER_TICK_MIN, READY_PIECES_MAX, REQUEST_BUFFER_BYTES, STEPS_PER_TURN};
 use crate::piece::Served;
 use crate::transport::PieceRequest;
 

@@ -29,10 +29,8 @@ pub(super) enum Moved {
 pub(super) fn prepare(stream: &TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let socket = SockRef::from(stream);
-    let keepalive = TcpKeepalive::new()
-        .with_time(limits::PEER_KEEPALIVE)
-        .with_interval(limits::PEER_KEEPALIVE / 3)
-        .with_retries(3);
+    let keepalive =
+        TcpKeepalive::new().with_time(limits::PEER_KEEPALIVE).with_interval(limits::PEER_KEEPALIVE / 3).with_retries(3);
     socket.set_tcp_keepalive(&keepalive)?;
     socket.set_tcp_user_timeout(Some(limits::PEER_UNACKED_TIMEOUT))
 }
@@ -63,23 +61,25 @@ fn call(
     mut op: impl FnMut() -> rustix::io::Result<usize>,
 ) -> io::Result<Moved> {
     let mut moved = Moved::Partly(0);
-    let done = stream.try_io(interest, || loop {
-        return match op() {
-            Ok(0) if wanted > 0 => {
-                moved = Moved::End;
-                Ok(())
-            }
-            Ok(n) if n >= wanted => {
-                moved = Moved::All(n);
-                Ok(())
-            }
-            Ok(n) => {
-                moved = Moved::Partly(n);
-                Err(io::ErrorKind::WouldBlock.into())
-            }
-            Err(rustix::io::Errno::INTR) => continue,
-            Err(e) => Err(e.into()),
-        };
+    let done = stream.try_io(interest, || {
+        loop {
+            return match op() {
+                Ok(0) if wanted > 0 => {
+                    moved = Moved::End;
+                    Ok(())
+                }
+                Ok(n) if n >= wanted => {
+                    moved = Moved::All(n);
+                    Ok(())
+                }
+                Ok(n) => {
+                    moved = Moved::Partly(n);
+                    Err(io::ErrorKind::WouldBlock.into())
+                }
+                Err(rustix::io::Errno::INTR) => continue,
+                Err(e) => Err(e.into()),
+            };
+        }
     });
     match done {
         Err(e) if e.kind() != io::ErrorKind::WouldBlock => Err(e),
@@ -88,11 +88,7 @@ fn call(
 }
 
 /// Reads into `bufs`, `wanted` bytes in all.
-pub(super) fn read(
-    stream: &TcpStream,
-    bufs: &mut [IoSliceMut<'_>],
-    wanted: usize,
-) -> io::Result<Moved> {
+pub(super) fn read(stream: &TcpStream, bufs: &mut [IoSliceMut<'_>], wanted: usize) -> io::Result<Moved> {
     call(stream, Interest::READABLE, wanted, || rustix::io::readv(stream, bufs))
 }
 
@@ -109,12 +105,7 @@ pub(super) fn write_more(stream: &TcpStream, bytes: &[u8]) -> io::Result<Moved> 
 
 /// Sends `len` bytes of `file` from `offset`, from the page cache, without a copy. [`Moved::End`]: the file is
 /// shorter than that.
-pub(super) fn send_file(
-    stream: &TcpStream,
-    file: &File,
-    offset: u64,
-    len: usize,
-) -> io::Result<Moved> {
+pub(super) fn send_file(stream: &TcpStream, file: &File, offset: u64, len: usize) -> io::Result<Moved> {
     // A short count may also be the end of the file, so only `EAGAIN` (that is, a wanted count of one byte) clears
     // the readiness.
     let wanted = len.min(1);

@@ -51,21 +51,14 @@ fn pull(file: &File, offset: u64, len: u64) -> io::Result<()> {
 ///
 /// # Errors
 /// The file is shorter, or cannot be read.
-pub(super) async fn warm(
-    file: &Arc<File>,
-    offset: u64,
-    len: u32,
-    at_once: &Semaphore,
-) -> io::Result<bool> {
+pub(super) async fn warm(file: &Arc<File>, offset: u64, len: u32, at_once: &Semaphore) -> io::Result<bool> {
     if len == 0 || is_warm(file, offset, u64::from(len)) {
         return Ok(false);
     }
     // Never closed; were it, reading without the permit would do no harm.
     let _permit = at_once.acquire().await.ok();
     let file = file.clone();
-    tokio::task::spawn_blocking(move || pull(&file, offset, u64::from(len)))
-        .await
-        .map_err(io::Error::other)??;
+    tokio::task::spawn_blocking(move || pull(&file, offset, u64::from(len))).await.map_err(io::Error::other)??;
     Ok(true)
 }
 
