@@ -121,7 +121,7 @@ pub(crate) struct Dataset {
     order: Vec<ExtentNo>,
     /// Extent length that was used to cut.
     pub(crate) target: u64,
-    /// Extents that a node has, or one is reading from the origin.
+    /// Extents that can be had from a node, or that one is reading from the origin.
     pub(crate) seeded: Bits,
     /// All extents before this word of `seeded` are seeded or failed.
     low: usize,
@@ -292,10 +292,15 @@ impl Dataset {
         true
     }
 
+    /// Are the checksums of all its pieces known? Without them nobody can take it from a peer.
+    pub(crate) fn checkable(&self, e: ExtentNo) -> bool {
+        self.sums.known().contains_range(self.extents[e as usize].pieces.clone())
+    }
+
     /// Brings `seeded` up to date after holders or the lease changed.
     pub(crate) fn seed(&mut self, e: ExtentNo) {
         let extent = &self.extents[e as usize];
-        if !extent.have.is_empty() || extent.lease.is_some() {
+        if extent.lease.is_some() || (!extent.have.is_empty() && self.checkable(e)) {
             self.seeded.set(e);
         } else if self.seeded.clear(e) {
             self.low = self.low.min(e as usize / 64);

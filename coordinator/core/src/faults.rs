@@ -124,6 +124,64 @@ impl Core {
         }
     }
 
+    /// A node read an extent, but what it said of the bytes did not count (it came during a dispute, or was lost with
+    /// a session): nobody could check them. They are read again.
+    pub(crate) fn unreported(&mut self, ds: &mut Dataset, now: Time, e: u32, node: NodeId) {
+        self.counters.requeues += 1;
+        ds.settle(e, node, false);
+        let pieces = ds.extents[e as usize].pieces.clone();
+        let mut shards: Vec<ShardNo> = ds
+            .sums
+            .known()
+            .gaps(pieces)
+            .flat_map(|gap| [gap.start, gap.end - 1])
+            .map(|p| ds.layout.shard_of(p))
+            .collect();
+        shards.dedup();
+        for shard in shards {
+            for e in ds.extents_in(ds.layout.shard_pieces(shard)) {
+                // Also what it is about to report: that is gone too.
+                let mut flights = ds.extents[e as usize].flights.clone();
+                flights.retain(|&no| self.flights.get(no).is_some_and(|f| f.node == node));
+                for no in flights {
+                    self.recall(ds, now, no);
+                }
+                ds.lose(e, node);
+                self.rescue_orphans(ds, now, e);
+            }
+            let reason = "read without a valid report of its checksums".to_owned();
+            self.actions.push_back(Action::DiscardShard {
+                to: vec![node],
+                dataset: ds.id,
+                shard,
+                reason,
+                fatal: false,
+            });
+            // It forgets the checksums too: what is known of them is told again.
+            let pieces = ds.layout.shard_pieces(shard);
+            for run in ds.sums.known().runs() {
+                let run = run.start.max(pieces.start)..run.end.min(pieces.end);
+                if run.start < run.end {
+                    let crcs = ds.sums.slice(run.clone());
+                    self.actions.push_back(Action::Checksums {
+                        to: vec![node],
+                        dataset: ds.id,
+                        first: run.start,
+                        crcs,
+                    });
+                }
+            }
+        }
+        let extent = &mut ds.extents[e as usize];
+        extent.hint = None;
+        extent.not_before = now + ORIGIN_RETRY_MIN_US;
+        if extent.have.is_empty() {
+            for no in extent.flights.clone() {
+                self.recall(ds, now, no);
+            }
+        }
+    }
+
     /// A node got an extent from none of its peers.
     fn peer_failed(&mut self, ds: &mut Dataset, now: Time, e: u32, node: NodeId, peer: NodeId, kind: FailureKind) {
         if kind == FailureKind::NotHave && ds.extents[e as usize].have.get(peer.0) {

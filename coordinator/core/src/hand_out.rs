@@ -177,9 +177,8 @@ impl Core {
         };
         let (e, node) = (flight.extent, flight.node);
         let found = self.find_source(ds, now, e, node, not);
-        let extent = &ds.extents[e as usize];
         let ready = self.nodes.get(node).is_some_and(|n| n.serves());
-        if found.is_some() || (extent.lease.is_none() && extent.have.is_empty() && ready) {
+        if found.is_some() || (!ds.seeded.get(e) && ready) {
             self.reassign(ds, now, no, found);
         } else {
             self.recall(ds, now, no);

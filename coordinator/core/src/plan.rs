@@ -282,6 +282,9 @@ impl Core {
         let turn = self.rotation % self.nodes.len().max(1);
         let (mut good, mut poor) = ([NodeId(0); SAMPLE_MAX], None);
         let mut count = 0;
+        if !ds.checkable(e) {
+            return;
+        }
         for h in ds.extents[e as usize].have.iter_from(turn).take(4 * SAMPLE_MAX) {
             let holder = NodeId(h);
             match self.nodes.get(holder) {
@@ -440,7 +443,7 @@ impl Core {
         let turn = self.rotation % self.nodes.len().max(1);
         let extent = &ds.extents[e as usize];
         let mut found: Vec<(bool, bool, u64, NodeId)> = Vec::new();
-        for h in extent.have.iter_from(turn).take(SAMPLE_MAX) {
+        for h in extent.have.iter_from(turn).take(if ds.checkable(e) { SAMPLE_MAX } else { 0 }) {
             let holder = NodeId(h);
             let fit = self.nodes.get(holder).is_some_and(|n| n.serves() && !n.quarantine.distrusted(now));
             if fit && holder != node && Some(holder) != not {

@@ -41,6 +41,10 @@ impl Core {
                 Source::Peer(_) => core.counters.peer_bytes += bytes,
             }
             core.learn_pace(ds, now, &flight, source);
+            if flight.source == Source::Origin && !ds.checkable(flight.extent) {
+                core.unreported(ds, now, flight.extent, node);
+                return Some(true);
+            }
             ds.gain(flight.extent, node);
             ds.extents[flight.extent as usize].hint = None;
             core.mark_ready(ds, now, flight.extent, node);
@@ -138,7 +142,7 @@ impl Core {
         } else {
             // Read under an order that is no longer valid. In a dispute that is no evidence.
             let shard = ds.layout.shard_of(part.start);
-            if extent.failed || ds.sums.disputes.contains_key(&shard) {
+            if extent.failed || (ds.sums.disputes.contains_key(&shard) && !extent.have.get(node.0)) {
                 self.counters.ignored += 1;
                 return None;
             }
@@ -147,6 +151,7 @@ impl Core {
             }
         }
         let learned = ds.sums.record(&ds.layout, part.start, crcs, true);
+        ds.seed(e);
         for run in learned.new {
             self.counters.checksums_learned += u64::from(run.end - run.start);
             let crcs = ds.sums.slice(run.clone());

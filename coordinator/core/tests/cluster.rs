@@ -261,7 +261,7 @@ fn one(seed: u64) {
     setup.core.down_us = rng.random_range(10_000..500_000);
     setup.core.extent_bytes = Some(1 << rng.random_range(20..24));
     setup.latency_us = rng.random_range(1..2_000);
-    setup.requests = rng.random_range(1..64);
+    setup.requests = rng.random_range(32..64);
     let mut world = World::new(setup);
     if rng.random_bool(0.3) {
         world.corrupt = Some((rng.random_range(0..world.layout.pieces()), 1));

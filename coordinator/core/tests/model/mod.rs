@@ -148,7 +148,7 @@ pub struct World {
 
 impl World {
     pub fn new(setup: Setup) -> World {
-        let layout = Arc::new(Layout::new(setup.piece_len, &setup.shards).unwrap());
+        let layout = Arc::new(Layout::new(setup.piece_len, &setup.shards).expect("a layout"));
         let truth: Vec<Crc64> = (0..layout.pieces()).map(|p| Crc64(u64::from(p) * 0x9e37_79b9 + 1)).collect();
         let nodes = (0..setup.nodes)
             .map(|_| Node { alive: true, up_rate: setup.link, down_rate: setup.link, ..Node::default() })
@@ -505,15 +505,19 @@ impl World {
                 let (pieces, sealed) = (n.have.clone(), n.sealed.clone());
                 let again: Vec<PieceNo> =
                     n.read.runs().iter().cloned().flatten().filter(|&p| n.have.contains(p)).collect();
-                self.later_core(Event::Inventory { node: NodeId(node), dataset: DS, pieces, sealed });
                 for first in again {
                     let crcs = vec![self.truth[first as usize]];
                     self.later_core(Event::PiecesRead { node: NodeId(node), dataset: DS, first, crcs });
                 }
+                self.later_core(Event::Inventory { node: NodeId(node), dataset: DS, pieces, sealed });
             }
             Action::Assign { assignment, .. } => {
                 let (id, pieces) = (assignment.id, assignment.pieces.clone());
                 let n = &mut self.nodes[node as usize];
+                if assignment.source == Source::Origin {
+                    // Whoever reads from the origin does not wait to be told what the bytes should be.
+                    n.unverified.remove_range(pieces.clone());
+                }
                 n.orders.retain(|o| o.assignment.pieces != pieces);
                 n.orders.push(Order { assignment, began: self.now, bytes: 0 });
                 self.finish(node, id);
