@@ -75,6 +75,7 @@ struct World {
     nodes: Vec<Node>,
     origin: Uplink,
     origin_bytes: u64,
+    origin_done: Time,
     messages: u64,
     faults_left: usize,
     /// Live nodes that lack something.
@@ -122,6 +123,7 @@ impl World {
             nodes,
             origin: Uplink::new(scenario.origin_bytes_per_s),
             origin_bytes: 0,
+            origin_done: Time::ZERO,
             messages: 0,
             faults_left: scenario.faults.len(),
             unsettled,
@@ -284,6 +286,7 @@ impl World {
             bytes,
             elapsed_s,
             elapsed_unharmed_s: last(true),
+            origin_done_s: self.origin_done.as_secs_f64(),
             bound_s,
             bound_by,
             ratio: elapsed_s / bound_s,

@@ -15,6 +15,8 @@ pub struct Outcome {
     pub elapsed_s: f64,
     /// The same, for the nodes that no fault named.
     pub elapsed_unharmed_s: f64,
+    /// Seconds until the origin had sent its last byte.
+    pub origin_done_s: f64,
     /// T* in seconds.
     pub bound_s: f64,
     /// What sets T*.

@@ -293,6 +293,7 @@ impl World {
             bytes,
             elapsed_s,
             elapsed_unharmed_s,
+            origin_done_s: self.origin.last_sent.as_secs_f64(),
             bound_s,
             bound_by,
             ratio: elapsed_s / bound_s,

@@ -58,7 +58,7 @@ fn main() -> Result<()> {
         let o = &outcome;
         writeln!(out, "{} nodes, {}, seed {}", o.nodes, format_size(o.bytes), o.seed)?;
         writeln!(out, "T {:.3} s, T* {:.3} s (by {}), T/T* {:.4}", o.elapsed_s, o.bound_s, o.bound_by, o.ratio)?;
-        writeln!(out, "origin bytes / dataset bytes {:.4}", o.origin_ratio)?;
+        writeln!(out, "origin bytes / dataset bytes {:.4}, the last at {:.3} s", o.origin_ratio, o.origin_done_s)?;
         writeln!(
             out,
             "{} assignments ({:.0}/s simulated), {} messages, {} events in {:.1} s",

@@ -19,6 +19,8 @@ pub(super) struct Flight {
     pub id: AssignmentId,
     pub pieces: PieceRange,
     pub bytes: u64,
+    /// Of those, not sent yet.
+    pub left: u64,
     pub source: Source,
     alternates: Vec<NodeId>,
     next_alternate: usize,
@@ -104,6 +106,7 @@ impl World {
             id: a.id,
             pieces: a.pieces,
             bytes,
+            left: bytes,
             source: a.source,
             alternates: a.alternates,
             next_alternate: 0,
@@ -142,6 +145,7 @@ impl World {
         flight.attempt += 1;
         flight.end = None;
         flight.begun = false;
+        flight.left = flight.bytes;
         let source = flight.source;
         if kind == FailureKind::NotHave && flight.not_have < NOT_HAVE_MAX {
             flight.not_have += 1;
@@ -294,7 +298,7 @@ impl World {
             }
         }
         for child in 0..self.scenario.nodes {
-            let from_it = |f: &&Flight| f.source == Source::Peer(NodeId(n)) && f.end.is_some();
+            let from_it = |f: &&Flight| f.source == Source::Peer(NodeId(n)) && f.left < f.bytes;
             let ids: Vec<_> = self.nodes[child as usize].flights.iter().filter(from_it).map(|f| f.id).collect();
             for id in ids {
                 self.fail(child, id, FailureKind::Unreachable, 0);

@@ -60,7 +60,7 @@ impl World {
     fn node_dies(&mut self, n: u32) {
         let session = self.nodes[n as usize].session;
         // Those who wait for its pieces see the connection break.
-        let mut broken: Vec<_> = self.nodes[n as usize].uplink.jobs.iter().copied().collect();
+        let mut broken = self.nodes[n as usize].uplink.clear();
         broken.extend(self.nodes[n as usize].waiters.values().flatten().copied());
         self.nodes[n as usize].die();
         for job in broken {

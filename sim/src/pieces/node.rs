@@ -118,7 +118,7 @@ impl Node {
         self.live.clear();
         self.undecided.clear();
         self.waiters.clear();
-        self.uplink.jobs.clear();
+        self.uplink.clear();
         self.timer = None;
         self.disk_free = Time::ZERO;
         for (piece, slot) in self.verified.iter_mut().enumerate() {
@@ -223,7 +223,7 @@ impl World {
         let (at, epoch) = (node.disk_free, node.epoch);
         self.clock.at(at, Event::Written { node: n, epoch, piece, crc, from_origin });
         for job in self.nodes[n as usize].waiters.remove(&piece).unwrap_or_default() {
-            self.nodes[n as usize].uplink.jobs.push_back(job);
+            self.nodes[n as usize].uplink.push(job, bytes);
         }
         self.serve_uplink(n);
     }
