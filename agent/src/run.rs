@@ -26,7 +26,11 @@ use crate::storage::{Store, StoreConfig, io};
 use crate::table::PieceTable;
 use crate::transport::tcp::{ServerConfig, TcpConfig, TcpTransport};
 use crate::transport::PieceSource;
+use crate::transport::faulty::FaultySource;
 use crate::{http, transport, verify};
+
+/// Makes an agent misbehave towards its peers, for tests of real clusters: see [`FaultySource`].
+const FAULT_VARIABLE: &str = "MILLSTREAM_FAULT_SERVE";
 
 /// Runs an agent until `shutdown`, then drains within the configured time.
 ///
@@ -85,7 +89,13 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     let peers_down = CancellationToken::new();
     let server_config = ServerConfig::new(&config.node);
     let server_stats = server_config.stats.clone();
-    let source: Arc<dyn PieceSource> = table.clone();
+    let source: Arc<dyn PieceSource> = match std::env::var(FAULT_VARIABLE) {
+        Ok(script) => {
+            tracing::warn!(script, "this agent serves its peers badly, as {FAULT_VARIABLE} tells it to");
+            Arc::new(FaultySource::from_spec(&script, table.clone())?)
+        }
+        Err(_) => table.clone(),
+    };
     let server = tokio::spawn(transport::tcp::serve(bound.peers, source, server_config, peers_down.clone()));
     tokio::spawn(mirror_sent(counters.clone(), server_stats, shutdown.clone()));
     if let Some(listener) = bound.http {

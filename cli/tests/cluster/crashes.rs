@@ -1,6 +1,6 @@
 //! Processes that die in the middle.
 
-use crate::harness::{Cluster, DATASET, node_name};
+use crate::harness::{Cluster, DATASET, node_name, until};
 
 /// Slow enough to be caught in the middle, quick enough to wait for.
 const ORIGIN_BYTES_PER_S: u64 = 12 << 20;
@@ -55,7 +55,9 @@ fn what_is_there_is_served_without_a_coordinator_and_found_again() {
     }
     cluster.agent(0).kill9();
     cluster.agent(0).restart();
-    assert!(cluster.cli_at(0, &["path", DATASET]).status.success(), "after a restart, still without a coordinator");
+    until("a restarted agent shows what it has, still without a coordinator", || {
+        cluster.cli_at(0, &["path", DATASET]).status.success()
+    });
     cluster.coordinator().restart();
     cluster.wait("all");
     cluster.stage_and_wait();

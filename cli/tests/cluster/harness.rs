@@ -95,6 +95,7 @@ impl Daemon {
             .arg(&ready)
             .args(["--parent", &std::process::id().to_string()])
             .envs(self.environment.iter().cloned())
+            .env("MILLSTREAM_LOG", std::env::var("CLUSTER_LOG").unwrap_or_else(|_| "info".into()))
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
             .stderr(log)
@@ -147,6 +148,11 @@ impl Daemon {
     /// Everything that it logged.
     pub fn log(&self) -> String {
         String::from_utf8_lossy(&fs::read(self.log_path()).unwrap_or_default()).into_owned()
+    }
+
+    /// Where it listens: `grpc`, `http` or `listen`.
+    pub fn address(&self, which: &str) -> String {
+        self.ready_text(which)
     }
 
     fn ready_text(&self, key: &str) -> String {
@@ -335,6 +341,12 @@ impl Cluster {
         self.watcher.check();
     }
 
+    /// From now on the test itself damages visible files: the watcher stops judging them.
+    pub fn expect_damage(&self) {
+        self.watcher.check();
+        self.watcher.retire();
+    }
+
     /// The status document; `None` while the coordinator does not answer.
     pub fn status(&self) -> Option<Value> {
         let output = self.cli(&["status", "--json"]);
@@ -377,6 +389,9 @@ impl Cluster {
 impl Drop for Cluster {
     fn drop(&mut self) {
         if std::thread::panicking() {
+            if let Some(status) = self.status() {
+                eprintln!("--- status\n{status}");
+            }
             for daemon in std::iter::once(&self.coordinator).chain(&self.agents) {
                 let log = daemon.log();
                 let lines: Vec<&str> = log.lines().collect();

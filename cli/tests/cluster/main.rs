@@ -8,5 +8,6 @@
 
 mod basics;
 mod crashes;
+mod faults;
 mod harness;
 mod watcher;

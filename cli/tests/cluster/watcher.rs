@@ -37,11 +37,16 @@ impl Watcher {
         let wrong = self.wrong.lock().unwrap();
         assert!(wrong.is_empty(), "visible, and wrong:\n{}", wrong.join("\n"));
     }
+
+    /// Stops looking; what was found so far stands.
+    pub fn retire(&self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
 }
 
 impl Drop for Watcher {
     fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
+        self.retire();
         if let Some(thread) = self.thread.take() {
             // A panic of its own would be a bug of the test: it shows in the output.
             let _ = thread.join();
