@@ -6,18 +6,23 @@ use futures::stream::BoxStream;
 use tokio::time::timeout;
 
 use crate::error::{OriginError, with_causes};
+use crate::file::FileReader;
+use crate::http1::Body;
 use crate::limits::READ_STALL;
 
+type Chunks = BoxStream<'static, object_store::Result<Bytes>>;
+
 enum Inner {
-    Http(Box<reqwest::Response>),
-    Stream(BoxStream<'static, object_store::Result<Bytes>>),
+    Empty,
+    Http(Box<Body>),
+    File(Box<FileReader>),
+    Stream { chunks: Chunks, chunk: Bytes },
 }
 
 /// Reads exactly the bytes that were asked for, or fails: a short body is an error, a long one too.
 pub struct BodyReader {
     key: String,
     inner: Inner,
-    chunk: Bytes,
     left: u64,
 }
 
@@ -28,16 +33,21 @@ impl std::fmt::Debug for BodyReader {
 }
 
 impl BodyReader {
-    pub(crate) fn from_response(key: &str, response: reqwest::Response, len: u64) -> BodyReader {
-        BodyReader { key: key.to_owned(), inner: Inner::Http(Box::new(response)), chunk: Bytes::new(), left: len }
+    pub(crate) fn empty(key: &str) -> BodyReader {
+        BodyReader { key: key.to_owned(), inner: Inner::Empty, left: 0 }
     }
 
-    pub(crate) fn from_stream(
-        key: &str,
-        stream: BoxStream<'static, object_store::Result<Bytes>>,
-        len: u64,
-    ) -> BodyReader {
-        BodyReader { key: key.to_owned(), inner: Inner::Stream(stream), chunk: Bytes::new(), left: len }
+    pub(crate) fn from_http(key: &str, body: Body, left: u64) -> BodyReader {
+        BodyReader { key: key.to_owned(), inner: Inner::Http(Box::new(body)), left }
+    }
+
+    pub(crate) fn from_file(key: &str, reader: FileReader, left: u64) -> BodyReader {
+        BodyReader { key: key.to_owned(), inner: Inner::File(Box::new(reader)), left }
+    }
+
+    pub(crate) fn from_stream(key: &str, chunks: Chunks, left: u64) -> BodyReader {
+        let inner = Inner::Stream { chunks, chunk: Bytes::new() };
+        BodyReader { key: key.to_owned(), inner, left }
     }
 
     /// Bytes that are still to come.
@@ -45,42 +55,66 @@ impl BodyReader {
         self.left
     }
 
-    /// Fills at least one byte of `buffer` and returns how many; zero only for an empty buffer.
+    /// Fills at least one byte of `buffer` and returns how many; zero at the end of the range, or for an empty
+    /// buffer. Cancel-safe.
     ///
     /// # Errors
-    /// [`OriginError::Transient`] when the body ends early, breaks, stalls or is longer than announced.
+    /// [`OriginError::Transient`] when the body ends early, breaks or stalls; [`OriginError::Changed`] when a local
+    /// file changed under the reader.
     pub async fn read(&mut self, buffer: &mut [u8]) -> Result<usize, OriginError> {
-        if buffer.is_empty() {
+        let max = usize::try_from(self.left).unwrap_or(usize::MAX).min(buffer.len());
+        if max == 0 {
             return Ok(0);
         }
-        while self.chunk.is_empty() {
-            self.chunk = self.next_chunk().await?;
+        let buffer = &mut buffer[..max];
+        let n = match &mut self.inner {
+            Inner::Empty => 0,
+            Inner::Http(body) => {
+                let read = body.read(buffer).await;
+                read.map_err(|e| OriginError::transient(&self.key, with_causes(&e)))?
+            }
+            Inner::File(file) => file.read(&self.key, buffer).await?,
+            Inner::Stream { chunks, chunk } => {
+                if chunk.is_empty() {
+                    *chunk = next_chunk(&self.key, chunks).await?;
+                }
+                let n = chunk.len().min(max);
+                buffer[..n].copy_from_slice(&chunk.split_to(n));
+                n
+            }
+        };
+        if n == 0 {
+            return Err(OriginError::transient(&self.key, format!("the body ended {} bytes early", self.left)));
         }
-        let n = self.chunk.len().min(buffer.len());
-        buffer[..n].copy_from_slice(&self.chunk[..n]);
-        let _ = self.chunk.split_to(n);
-        self.left = self
-            .left
-            .checked_sub(n as u64)
-            .ok_or_else(|| OriginError::transient(&self.key, "the body is longer than the range asked for"))?;
+        self.left -= n as u64;
         Ok(n)
     }
 
-    async fn next_chunk(&mut self) -> Result<Bytes, OriginError> {
-        let next = async {
-            match &mut self.inner {
-                Inner::Http(response) => response.chunk().await.map_err(|e| with_causes(&e)),
-                Inner::Stream(stream) => stream.next().await.transpose().map_err(|e| with_causes(&e)),
+    /// Fills the whole buffer.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read); also when the range has fewer bytes left.
+    pub async fn read_exact(&mut self, buffer: &mut [u8]) -> Result<(), OriginError> {
+        let mut filled = 0;
+        while filled < buffer.len() {
+            match self.read(&mut buffer[filled..]).await? {
+                0 => return Err(OriginError::transient(&self.key, "read beyond the range asked for")),
+                n => filled += n,
             }
-        };
-        match timeout(READ_STALL, next).await {
-            Ok(Ok(Some(chunk))) => Ok(chunk),
-            Ok(Ok(None)) => {
-                let detail = format!("the body ended {} bytes early", self.left);
-                Err(OriginError::transient(&self.key, detail))
-            }
-            Ok(Err(detail)) => Err(OriginError::transient(&self.key, detail)),
-            Err(_) => Err(OriginError::transient(&self.key, format!("no byte came for {READ_STALL:?}"))),
+        }
+        Ok(())
+    }
+}
+
+/// The next bytes of a stream; empty at its end.
+async fn next_chunk(key: &str, chunks: &mut Chunks) -> Result<Bytes, OriginError> {
+    loop {
+        match timeout(READ_STALL, chunks.next()).await {
+            Ok(Some(Ok(chunk))) if chunk.is_empty() => {}
+            Ok(Some(Ok(chunk))) => return Ok(chunk),
+            Ok(None) => return Ok(Bytes::new()),
+            Ok(Some(Err(e))) => return Err(OriginError::transient(key, with_causes(&e))),
+            Err(_) => return Err(OriginError::transient(key, format!("no byte came for {READ_STALL:?}"))),
         }
     }
 }

@@ -1,20 +1,34 @@
 //! The origin's own checksums: only those that cover the whole object count.
 
-use std::sync::Arc;
-
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
+use crc_fast::CrcAlgorithm;
 use futures::{StreamExt as _, TryStreamExt as _};
 use http::HeaderMap;
+use md5::{Digest as _, Md5};
 use millstream_types::OriginChecksum;
+use millstream_types::checksum::Crc64Stream;
+use sha2::Sha256;
 
+use crate::Origin;
+use crate::backend::Backend;
 use crate::error::OriginError;
 use crate::limits::HEADS_AT_ONCE;
 use crate::list::ListedObject;
-use crate::Origin;
+use crate::patience::patiently;
+use crate::s3::S3;
 
 /// How many checksums were asked for so far.
 pub type ChecksumProgress = u64;
+
+/// What a HEAD says about an object beyond the listing.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Facts {
+    /// The origin's checksum, where it has one that we can check.
+    pub checksum: Option<OriginChecksum>,
+    /// The version that was listed, where the bucket keeps versions: reads can be pinned to it.
+    pub version_id: Option<String>,
+}
 
 impl Origin {
     /// The origin's checksum of each object, in the same order; `None` where it has none that we can check.
@@ -24,30 +38,108 @@ impl Origin {
     pub async fn checksums(
         &self,
         objects: &[ListedObject],
-        mut progress: impl FnMut(ChecksumProgress),
+        progress: impl FnMut(ChecksumProgress),
     ) -> Result<Vec<Option<OriginChecksum>>, OriginError> {
-        let Some(s3) = &self.s3 else { return Ok(vec![None; objects.len()]) };
-        let mut done = 0;
-        futures::stream::iter(objects)
-            .map(|object| {
-                let s3 = Arc::clone(s3);
-                async move {
-                    if object.len == 0 {
-                        return Ok(None);
-                    }
-                    let path = self.path(object.key.as_str())?;
-                    let version = object.version_id.as_deref();
-                    let headers = s3.head_with_checksum(object.key.as_str(), &path, version).await?;
-                    of_headers(object, &headers)
-                }
+        let facts = self.facts(objects, progress).await?;
+        Ok(facts.into_iter().map(|facts| facts.checksum).collect())
+    }
+
+    /// Like [`checksums`](Self::checksums), with the version of each object.
+    ///
+    /// # Errors
+    /// As [`checksums`](Self::checksums).
+    pub async fn facts(
+        &self,
+        objects: &[ListedObject],
+        mut progress: impl FnMut(ChecksumProgress),
+    ) -> Result<Vec<Facts>, OriginError> {
+        match &*self.backend {
+            Backend::S3(s3) => self.heads(s3, objects, progress).await,
+            Backend::Web(web) => {
+                let index = web.index(&self.prefix).await?;
+                progress(objects.len() as u64);
+                let of = |object: &ListedObject| index.get(object.key.as_str())?.checksum.clone();
+                Ok(objects.iter().map(|object| Facts { checksum: of(object), version_id: None }).collect())
+            }
+            Backend::File(_) | Backend::Store(_) => {
+                let listed = objects.iter().map(|o| Facts { checksum: None, version_id: o.version_id.clone() });
+                Ok(listed.collect())
+            }
+        }
+    }
+
+    async fn heads(
+        &self,
+        s3: &S3,
+        objects: &[ListedObject],
+        mut progress: impl FnMut(ChecksumProgress),
+    ) -> Result<Vec<Facts>, OriginError> {
+        let mut all = Vec::with_capacity(objects.len());
+        let mut heads = futures::stream::iter(objects)
+            .map(|object| async move {
+                let (key, full) = (object.key.as_str(), self.full(object.key.as_str()));
+                let version = object.version_id.as_deref();
+                let headers = patiently(async || s3.head(key, &full, version).await).await?;
+                let version = headers.get("x-amz-version-id").and_then(|v| v.to_str().ok());
+                let version_id = version.filter(|&v| v != "null").map(str::to_owned);
+                Ok::<_, OriginError>(Facts { checksum: of_headers(object, &headers)?, version_id })
             })
-            .buffered(HEADS_AT_ONCE)
-            .inspect(|_| {
-                done += 1;
-                progress(done);
-            })
-            .try_collect()
-            .await
+            .buffered(HEADS_AT_ONCE);
+        while let Some(facts) = heads.try_next().await? {
+            all.push(facts);
+            progress(all.len() as u64);
+        }
+        Ok(all)
+    }
+}
+
+/// Sums up a whole object in the way its origin did.
+#[derive(Clone)]
+pub struct Hasher(Kind);
+
+#[derive(Clone)]
+enum Kind {
+    Crc64Nvme(Crc64Stream),
+    Crc32c(crc_fast::Digest),
+    Sha256(Sha256),
+    Md5(Md5),
+}
+
+impl std::fmt::Debug for Hasher {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Hasher({})", self.value().algorithm())
+    }
+}
+
+impl Hasher {
+    /// Of the same kind as `checksum`.
+    pub fn like(checksum: &OriginChecksum) -> Hasher {
+        Hasher(match checksum {
+            OriginChecksum::Crc64Nvme(_) => Kind::Crc64Nvme(Crc64Stream::default()),
+            OriginChecksum::Crc32c(_) => Kind::Crc32c(crc_fast::Digest::new(CrcAlgorithm::Crc32Iscsi)),
+            OriginChecksum::Sha256(_) => Kind::Sha256(Sha256::new()),
+            OriginChecksum::Md5(_) => Kind::Md5(Md5::new()),
+        })
+    }
+
+    /// Takes the next bytes in.
+    pub fn update(&mut self, bytes: &[u8]) {
+        match &mut self.0 {
+            Kind::Crc64Nvme(sum) => sum.update(bytes),
+            Kind::Crc32c(sum) => sum.update(bytes),
+            Kind::Sha256(sum) => sum.update(bytes),
+            Kind::Md5(sum) => sum.update(bytes),
+        }
+    }
+
+    /// The checksum of all bytes so far.
+    pub fn value(&self) -> OriginChecksum {
+        match &self.0 {
+            Kind::Crc64Nvme(sum) => OriginChecksum::Crc64Nvme(sum.value()),
+            Kind::Crc32c(sum) => OriginChecksum::Crc32c(sum.finalize() as u32),
+            Kind::Sha256(sum) => OriginChecksum::Sha256(sum.clone().finalize().into()),
+            Kind::Md5(sum) => OriginChecksum::Md5(sum.clone().finalize().into()),
+        }
     }
 }
 
@@ -86,9 +178,7 @@ fn single_part_md5(headers: &HeaderMap, etag: &str) -> Option<OriginChecksum> {
     if encrypted || hex.len() != 32 {
         return None;
     }
-    let bytes: Option<Vec<u8>> =
-        (0..16).map(|i| u8::from_str_radix(hex.get(2 * i..2 * i + 2)?, 16).ok()).collect();
-    OriginChecksum::from_parts("md5", &bytes?)
+    OriginChecksum::from_parts("md5", &hex::decode(hex).ok()?)
 }
 
 #[cfg(test)]

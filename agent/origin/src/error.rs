@@ -30,15 +30,19 @@ pub enum OriginError {
         detail: String,
     },
     /// It is another object than the pinned one.
-    #[error("object {key:?} changed since it was registered ({detail}); register a new version with: millstream dataset add")]
+    #[error(
+        "object {key:?} changed since it was registered ({detail}); register a new version with: millstream dataset add"
+    )]
     Changed {
         /// The object.
         key: String,
         /// How we know.
         detail: String,
     },
-    /// 401 or 403.
-    #[error("the origin refuses access to {key:?}: {detail}; check the credentials (AWS_*) of the agent and the bucket policy")]
+    /// 401, 403, and whatever else it will refuse the next time too.
+    #[error(
+        "the origin refuses access to {key:?}: {detail}; check the credentials (AWS_*) of the agent and the bucket policy"
+    )]
     Denied {
         /// The object.
         key: String,
@@ -84,14 +88,23 @@ impl OriginError {
         OriginError::Transient { key: key.to_owned(), detail: detail.into() }
     }
 
-    /// From an HTTP status that is no success.
-    pub(crate) fn from_status(key: &str, status: u16, retry_after: Option<Duration>, detail: String) -> OriginError {
+    /// From an HTTP status that is no success; `code` is S3's own word for it.
+    pub(crate) fn from_status(
+        key: &str,
+        status: u16,
+        code: Option<&str>,
+        retry_after: Option<Duration>,
+        detail: String,
+    ) -> OriginError {
         let key = key.to_owned();
+        // Some 400s pass: S3 says so for slow senders and for credentials that have just expired.
+        let passing = matches!(code, Some("RequestTimeout" | "ExpiredToken" | "TokenRefreshRequired"));
         match status {
             429 | 503 => OriginError::Throttled { key, retry_after },
-            401 | 403 => OriginError::Denied { key, detail },
-            404 => OriginError::NotFound { key, detail },
+            404 | 410 => OriginError::NotFound { key, detail },
             409 | 412 | 416 => OriginError::Changed { key, detail },
+            408 => OriginError::Transient { key, detail },
+            300..=499 if !passing => OriginError::Denied { key, detail },
             _ => OriginError::Transient { key, detail },
         }
     }

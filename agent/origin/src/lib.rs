@@ -1,27 +1,34 @@
 //! The origin: what is there, what it sums to, and ranged reads of exactly the pinned objects.
 //!
 //! Participants: the coordinator lists and pins ([`Origin::list`], [`Origin::checksums`]), agents read
-//! ([`Origin::get_range`]), the CLI writes an index ([`index`]). Goals: S3 first, everything else that
-//! `object_store` speaks by URL; one error enum whose variants say what to do next; a changed object is an error,
-//! never other bytes. Non-goals: retries, concurrency, budgets (policy, in the cores).
+//! ([`Origin::get_range`]), the CLI writes an index ([`index`]).
+//! Goals: S3 first, and by URL everything else that `object_store` speaks, plain HTTP(S) with an index, and local
+//! directories; keys are taken literally or refused with the reason; one error enum whose variants say what to do
+//! next; a changed object is an error, never other bytes; one copy from the socket into the caller's buffer.
+//! Non-goals: retries of ranged reads, concurrency, budgets (policy, in the cores).
 
+mod backend;
 mod body;
 mod checksum;
 mod error;
+mod file;
+mod http1;
 pub mod index;
 pub mod limits;
 mod list;
+mod patience;
 mod s3;
+mod store;
+mod web;
 
 use std::ops::Range;
 use std::sync::Arc;
 
-use object_store::path::Path;
-use object_store::{ClientOptions, GetOptions, GetRange, ObjectStore, ObjectStoreExt as _, RetryConfig};
-use url::Url;
+use object_store::{ClientOptions, RetryConfig};
 
+use backend::Backend;
 pub use body::BodyReader;
-pub use checksum::ChecksumProgress;
+pub use checksum::{ChecksumProgress, Facts, Hasher};
 pub use error::OriginError;
 pub use list::{ListProgress, ListedObject, Listing};
 
@@ -36,13 +43,13 @@ pub struct Pin {
     pub len: u64,
 }
 
-/// A prefix at an object store.
+/// A prefix at an object store. Clones share connections.
 #[derive(Clone, Debug)]
 pub struct Origin {
     url: String,
-    store: Arc<dyn ObjectStore>,
-    prefix: Path,
-    s3: Option<Arc<s3::S3Direct>>,
+    backend: Arc<Backend>,
+    /// With its slash at the end, or empty.
+    prefix: String,
 }
 
 impl Origin {
@@ -52,19 +59,23 @@ impl Origin {
     /// # Errors
     /// [`OriginError::Url`] with the URL and the reason.
     pub fn from_url(text: &str) -> Result<Origin, OriginError> {
-        let bad = |detail: String| OriginError::Url { url: text.to_owned(), detail };
-        let url = Url::parse(text).map_err(|e| bad(e.to_string()))?;
-        if url.scheme() == "s3" || url.scheme() == "s3a" {
-            let (store, direct, prefix) = s3::open(&url).map_err(bad)?;
-            return Ok(Origin { url: text.to_owned(), store, prefix, s3: Some(Arc::new(direct)) });
-        }
-        let options = std::env::vars().map(|(k, v)| (k.to_ascii_lowercase(), v)).chain(
-            // Plain http is what the user wrote; nothing is hidden by allowing it.
-            (url.scheme() == "http").then(|| ("allow_http".to_owned(), "true".to_owned())),
-        );
-        let (store, prefix) =
-            object_store::parse_url_opts(&url, options).map_err(|e| bad(error::with_causes(&e)))?;
-        Ok(Origin { url: text.to_owned(), store: Arc::from(store), prefix, s3: None })
+        Origin::from_url_with(
+            text,
+            std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?))),
+        )
+    }
+
+    /// Like [`from_url`](Self::from_url), with these variables instead of the process's.
+    ///
+    /// # Errors
+    /// As [`from_url`](Self::from_url).
+    pub fn from_url_with(text: &str, vars: impl IntoIterator<Item = (String, String)>) -> Result<Origin, OriginError> {
+        let vars: Vec<(String, String)> = vars.into_iter().collect();
+        let (backend, prefix) = Backend::open(text, &vars)
+            .map_err(|detail| OriginError::Url { url: backend::without_secrets(text), detail })?;
+        let prefix = prefix.trim_matches('/');
+        let prefix = if prefix.is_empty() { String::new() } else { format!("{prefix}/") };
+        Ok(Origin { url: text.to_owned(), backend: Arc::new(backend), prefix })
     }
 
     /// The URL it was made from.
@@ -72,33 +83,23 @@ impl Origin {
         &self.url
     }
 
-    fn path(&self, key: &str) -> Result<Path, OriginError> {
-        let joined = if self.prefix.as_ref().is_empty() { key.to_owned() } else { format!("{}/{key}", self.prefix) };
-        Path::parse(&joined).map_err(|e| OriginError::NotFound { key: key.to_owned(), detail: e.to_string() })
+    fn full(&self, key: &str) -> String {
+        format!("{}{key}", self.prefix)
     }
 
-    /// Reads `range` of the object below the prefix, if it still is the pinned one.
+    /// Reads `range` of the object below the prefix, if it still is the pinned one. Tried once.
     ///
     /// # Errors
     /// [`OriginError`], at the start here or later from [`BodyReader::read`].
     pub async fn get_range(&self, key: &str, range: Range<u64>, pin: &Pin) -> Result<BodyReader, OriginError> {
-        let path = self.path(key)?;
-        if let Some(s3) = &self.s3 {
-            return s3.get_range(key, &path, range, pin).await;
+        if range.start > range.end || range.end > pin.len {
+            let detail = format!("bytes {range:?} of {} were asked for", pin.len);
+            return Err(OriginError::Invalid { detail: format!("{key:?}: {detail}") });
         }
-        let len = range.end - range.start;
-        let options = GetOptions {
-            if_match: pin.etag.clone(),
-            version: pin.version_id.clone(),
-            range: Some(GetRange::Bounded(range)),
-            ..GetOptions::default()
-        };
-        let result = self.store.get_opts(&path, options).await.map_err(|e| OriginError::from_store(key, e))?;
-        if result.meta.size != pin.len {
-            let detail = format!("it has {} bytes, {} were pinned", result.meta.size, pin.len);
-            return Err(OriginError::Changed { key: key.to_owned(), detail });
+        if range.is_empty() {
+            return Ok(BodyReader::empty(key));
         }
-        Ok(BodyReader::from_stream(key, result.into_stream(), len))
+        self.backend.get_range(key, &self.full(key), range, pin).await
     }
 
     /// Writes a whole object below the prefix.
@@ -106,9 +107,7 @@ impl Origin {
     /// # Errors
     /// [`OriginError`].
     pub async fn put(&self, key: &str, bytes: Vec<u8>) -> Result<(), OriginError> {
-        let path = self.path(key)?;
-        self.store.put(&path, bytes.into()).await.map_err(|e| OriginError::from_store(key, e))?;
-        Ok(())
+        self.backend.put(key, &self.full(key), bytes.into()).await
     }
 
     /// Reads a whole (small) object below the prefix; `None` when it is not there.
@@ -116,17 +115,9 @@ impl Origin {
     /// # Errors
     /// [`OriginError`]; [`OriginError::TooLarge`] over `limit` bytes.
     pub async fn get_small(&self, key: &str, limit: u64) -> Result<Option<Vec<u8>>, OriginError> {
-        let path = self.path(key)?;
-        let result = match self.store.get(&path).await {
-            Ok(result) => result,
-            Err(object_store::Error::NotFound { .. }) => return Ok(None),
-            Err(error) => return Err(OriginError::from_store(key, error)),
-        };
-        if result.meta.size > limit {
-            return Err(OriginError::TooLarge { key: key.to_owned(), len: result.meta.size, limit });
-        }
-        let bytes = result.bytes().await.map_err(|e| OriginError::from_store(key, e))?;
-        Ok(Some(bytes.to_vec()))
+        let full = self.full(key);
+        let got = patience::patiently(async || self.backend.get_all(key, &full, limit).await).await?;
+        Ok(got.map(Vec::from))
     }
 }
 
@@ -134,6 +125,7 @@ fn client_options() -> ClientOptions {
     ClientOptions::new()
         .with_connect_timeout(limits::CONNECT_TIMEOUT)
         .with_timeout_disabled()
+        .with_pool_max_idle_per_host(limits::IDLE_CONNECTIONS)
         .with_allow_http(true)
 }
 

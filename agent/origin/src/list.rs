@@ -1,13 +1,14 @@
 //! What is below a prefix.
 
-use futures::TryStreamExt as _;
-use millstream_types::ShardKey;
-use object_store::ObjectMeta;
+use futures::{StreamExt as _, TryStreamExt as _};
+use millstream_types::{KeyError, ShardKey};
 
+use crate::Origin;
+use crate::backend::Backend;
 use crate::error::OriginError;
 use crate::index::INDEX_KEY;
-use crate::limits::BAD_KEYS_SHOWN;
-use crate::Origin;
+use crate::limits::{BAD_KEYS_SHOWN, HEADS_AT_ONCE, OBJECTS_MAX, PROGRESS_EVERY};
+use crate::patience::patiently;
 
 /// One object below the prefix.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,66 +41,122 @@ pub struct ListProgress {
     pub bytes: u64,
 }
 
+/// Collects objects, and the names that are refused.
+struct Collector<'a, P> {
+    prefix: &'a str,
+    progress: P,
+    seen: ListProgress,
+    listing: Listing,
+    bad: Vec<String>,
+    bad_count: usize,
+}
+
+impl<P: FnMut(ListProgress)> Collector<'_, P> {
+    fn add(&mut self, key: &str, len: u64, etag: Option<String>, version_id: Option<String>) {
+        let key = key.strip_prefix(self.prefix).unwrap_or(key);
+        // A directory marker, also the one of the prefix itself.
+        if len == 0 && (key.is_empty() || key.ends_with('/')) {
+            return;
+        }
+        if key == INDEX_KEY {
+            self.listing.has_index = true;
+            return;
+        }
+        let parsed: Result<ShardKey, KeyError> = match key.contains(char::REPLACEMENT_CHARACTER) {
+            true => Err(KeyError::BadComponent { key: key.to_owned(), part: "bytes that are no UTF-8".to_owned() }),
+            false => key.parse(),
+        };
+        match parsed {
+            Ok(key) => {
+                self.seen.objects += 1;
+                self.seen.bytes += len;
+                self.listing.objects.push(ListedObject { key, len, etag, version_id });
+            }
+            Err(error) => {
+                self.bad_count += 1;
+                if self.bad.len() < BAD_KEYS_SHOWN {
+                    self.bad.push(error.to_string());
+                }
+            }
+        }
+        if self.seen.objects.is_multiple_of(PROGRESS_EVERY) {
+            (self.progress)(self.seen);
+        }
+    }
+
+    fn full(&self) -> bool {
+        self.listing.objects.len() > OBJECTS_MAX
+    }
+
+    fn finish(mut self) -> Result<Listing, OriginError> {
+        (self.progress)(self.seen);
+        if self.bad_count > 0 {
+            return Err(OriginError::BadKeys { count: self.bad_count, shown: self.bad });
+        }
+        self.listing.objects.sort_by(|a, b| a.key.cmp(&b.key));
+        Ok(self.listing)
+    }
+}
+
+fn too_many() -> OriginError {
+    let detail = format!("more than {OBJECTS_MAX} objects; split the prefix into several datasets");
+    OriginError::Invalid { detail }
+}
+
 impl Origin {
     /// Lists everything below the prefix. Directory markers (empty objects whose name ends with `/`) are left out.
     ///
     /// # Errors
     /// [`OriginError::BadKeys`] naming keys that cannot become files; else what the origin answered.
-    pub async fn list(&self, mut progress: impl FnMut(ListProgress)) -> Result<Listing, OriginError> {
-        let prefix = self.prefix.clone();
-        let wanted = (!prefix.as_ref().is_empty()).then_some(&prefix);
-        let mut stream = self.store.list(wanted);
-        let mut listing = Listing::default();
-        let mut bad = Vec::new();
-        let mut bad_count = 0;
-        let mut seen = ListProgress::default();
-        let at = |e| match OriginError::from_store(self.url(), e) {
-            OriginError::BadKeys { count, shown } => OriginError::BadKeys { count, shown },
-            other => other,
+    pub async fn list(&self, progress: impl FnMut(ListProgress)) -> Result<Listing, OriginError> {
+        let mut all = Collector {
+            prefix: &self.prefix,
+            progress,
+            seen: ListProgress::default(),
+            listing: Listing::default(),
+            bad: Vec::new(),
+            bad_count: 0,
         };
-        while let Some(meta) = stream.try_next().await.map_err(at)? {
-            let key = relative(prefix.as_ref(), &meta);
-            if key == INDEX_KEY {
-                listing.has_index = true;
-                continue;
+        match &*self.backend {
+            Backend::S3(s3) => {
+                let pages = s3.list(&self.prefix, |page| {
+                    page.into_iter().for_each(|o| all.add(&o.key, o.len, o.etag, None));
+                    if all.full() { Err(too_many()) } else { Ok(()) }
+                });
+                pages.await?;
             }
-            match key.parse() {
-                Ok(key) => {
-                    seen.objects += 1;
-                    seen.bytes += meta.size;
-                    listing.objects.push(ListedObject {
-                        key,
-                        len: meta.size,
-                        etag: meta.e_tag,
-                        version_id: meta.version,
-                    });
-                }
-                Err(error) => {
-                    bad_count += 1;
-                    if bad.len() < BAD_KEYS_SHOWN {
-                        bad.push(error.to_string());
+            Backend::Store(store) => {
+                let mut stream = store.list(&self.prefix);
+                while let Some(meta) = stream.try_next().await? {
+                    all.add(meta.location.as_ref(), meta.size, meta.e_tag, meta.version);
+                    if all.full() {
+                        return Err(too_many());
                     }
                 }
             }
-            if seen.objects.is_multiple_of(1000) {
-                progress(seen);
+            Backend::File(directory) => {
+                for file in directory.list().await? {
+                    all.add(&file.key, file.len, Some(file.etag), None);
+                }
+            }
+            Backend::Web(web) => {
+                all.listing.has_index = true;
+                let index = web.index(&self.prefix).await?;
+                let heads = futures::stream::iter(index).map(|(key, indexed)| async move {
+                    let full = self.full(key);
+                    let (len, etag) = patiently(async || web.head(key, &full).await).await?;
+                    if len != indexed.len {
+                        let detail = format!("it has {len} bytes, but the index says {}", indexed.len);
+                        return Err(OriginError::Changed { key: key.clone(), detail });
+                    }
+                    Ok((key, len, etag))
+                });
+                let mut heads = heads.buffered(HEADS_AT_ONCE);
+                while let Some((key, len, etag)) = heads.try_next().await? {
+                    all.add(key, len, etag, None);
+                }
             }
         }
-        progress(seen);
-        if bad_count > 0 {
-            return Err(OriginError::BadKeys { count: bad_count, shown: bad });
-        }
-        listing.objects.sort_by(|a, b| a.key.cmp(&b.key));
-        Ok(listing)
-    }
-}
-
-fn relative<'a>(prefix: &str, meta: &'a ObjectMeta) -> &'a str {
-    let location = meta.location.as_ref();
-    match location.strip_prefix(prefix) {
-        // The prefix named one object: it is the only shard, under its own name.
-        Some("") => location.rsplit('/').next().unwrap_or(location),
-        Some(rest) => rest.trim_start_matches('/'),
-        None => location,
+        all.finish()
     }
 }
