@@ -1,5 +1,7 @@
 //! The server as an ordinary S3 client sees it, and each fault as it arrives there.
 
+#![allow(clippy::unwrap_used)]
+
 use std::time::Duration;
 
 use futures::TryStreamExt;
