@@ -105,6 +105,8 @@ pub(crate) struct Replica {
     pub(crate) have_bytes: u64,
     pub(crate) ready_bytes: u64,
     pub(crate) sealed: RunSet,
+    /// Sealed as the node says, but not believed yet.
+    pub(crate) claimed: RunSet,
     /// Where the next search for work begins, so that nodes do not all pick the same.
     pub(crate) cursor: u32,
 }
@@ -393,14 +395,35 @@ impl Dataset {
         false
     }
 
-    /// Takes out shards that were in doubt and that the node does not have: sealed before they were discarded.
-    pub(crate) fn drop_stale_seals(&self, node: NodeId, sealed: &mut RunSet) {
-        for &shard in self.sums.disputes.keys() {
-            let has = |&e: &ExtentNo| self.extents[e as usize].have.get(node.0);
-            if !self.extents_in(self.layout.shard_pieces(shard)).iter().all(has) {
-                sealed.remove_range(shard..shard + 1);
-            }
+    /// The node says that it sealed these. Of shards that were in doubt, perhaps before they were discarded: such a
+    /// claim counts once the node has all of the shard (again).
+    pub(crate) fn seal(&mut self, node: NodeId, mut shards: RunSet) {
+        shards.remove_range(self.layout.shards()..u32::MAX);
+        let doubtful: Vec<ShardNo> = self.sums.disputes.keys().copied().filter(|&s| shards.contains(s)).collect();
+        for shard in doubtful {
+            shards.remove_range(shard..shard + 1);
+            self.replica_entry(node).claimed.insert(shard);
         }
+        self.replica_entry(node).sealed.union_with(&shards);
+        self.settle_claims(node);
+    }
+
+    /// Counts claims that hold by now; true when there were any.
+    pub(crate) fn settle_claims(&mut self, node: NodeId) -> bool {
+        let claimed = match self.replica(node) {
+            Some(replica) if !replica.claimed.is_empty() => replica.claimed.clone(),
+            _ => return false,
+        };
+        let has = |&e: &ExtentNo| self.extents[e as usize].have.get(node.0);
+        let held = claimed.runs().iter().cloned().flatten();
+        let held: Vec<ShardNo> =
+            held.filter(|&s| self.extents_in(self.layout.shard_pieces(s)).iter().all(has)).collect();
+        let replica = self.replica_entry(node);
+        for &shard in &held {
+            replica.claimed.remove_range(shard..shard + 1);
+            replica.sealed.insert(shard);
+        }
+        !held.is_empty()
     }
 
     /// Splits extents so that `shard` shares none with others. Only for extents without flights.

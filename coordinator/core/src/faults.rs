@@ -290,6 +290,7 @@ impl Core {
         for node in members {
             let replica = ds.replica_entry(node);
             replica.sealed.remove_range(shard..shard + 1);
+            replica.claimed.remove_range(shard..shard + 1);
             if replica.asked > 0 && !replica.discarded.contains(&shard) {
                 replica.discarded.push(shard);
             }

@@ -47,6 +47,9 @@ impl Core {
             }
             ds.gain(flight.extent, node);
             ds.extents[flight.extent as usize].hint = None;
+            if ds.settle_claims(node) {
+                core.judge_stages(now, ds);
+            }
             core.mark_ready(ds, now, flight.extent, node);
             if let Some(known) = core.nodes.get_mut(node) {
                 known.succeeded();
@@ -186,11 +189,9 @@ impl Core {
         let taken = known
             && self
                 .with(dataset, |core, ds| {
-                    let count = ds.layout.shards();
                     let mut shards = shards.clone();
-                    shards.remove_range(count..u32::MAX);
-                    ds.drop_stale_seals(node, &mut shards);
-                    ds.replica_entry(node).sealed.union_with(&shards);
+                    shards.remove_range(ds.layout.shards()..u32::MAX);
+                    ds.seal(node, shards.clone());
                     for run in shards.runs() {
                         let pieces = ds.layout.shard_pieces(run.start).start..ds.layout.shard_pieces(run.end - 1).end;
                         for e in ds.extents_in(pieces) {

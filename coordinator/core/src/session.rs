@@ -104,6 +104,7 @@ impl Core {
                     replica.discarded.clear();
                     replica.inventoried = false;
                     replica.sealed = RunSet::new();
+                    replica.claimed = RunSet::new();
                 }
                 for e in 0..ds.extents.len() as u32 {
                     ds.lose(e, node);
