@@ -337,6 +337,67 @@ async fn pings_are_answered_while_a_piece_is_waited_for() {
 }
 
 #[tokio::test]
+async fn frames_never_come_in_the_middle_of_a_piece() {
+    const PIECE: u32 = 4 << 20;
+    for source in [TestSource::memory(12, PIECE), TestSource::file(12, PIECE)] {
+        let server = Server::start(source).await;
+        let mut peer = RawPeer::connect(&server.address).await;
+        for piece in 0..12 {
+            let id = u64::from(piece);
+            peer.send(Frame::Request { id, digest: DIGEST, piece, len: PIECE, deadline_ms: 60_000 }).await;
+        }
+        let (mut pieces, mut pongs) = (0, 0);
+        while pieces < 12 || pongs < 24 {
+            match peer.frame().await {
+                Some(Frame::Pong { .. }) => pongs += 1,
+                Some(Frame::Data { id, len: PIECE }) => {
+                    let half = PIECE as usize / 2;
+                    let mut bytes = peer.bytes(half).await;
+                    // More is queued than sockets hold, so the server is within some piece when these come.
+                    peer.send(Frame::Ping { nonce: 2 * id }).await;
+                    peer.send(Frame::Cancel { id: 999 }).await;
+                    peer.send(Frame::Ping { nonce: 2 * id + 1 }).await;
+                    bytes.extend(peer.bytes(half).await);
+                    assert!(bytes == piece_bytes(id as u32, PIECE), "piece {id}");
+                    pieces += 1;
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_queue_of_ready_pieces_holds_few_buffers_and_keeps_its_order() {
+    const PIECE: u32 = 4 << 20;
+    let source = TestSource::memory(12, PIECE);
+    let server = Server::start(source.clone()).await;
+    let mut peer = RawPeer::connect(&server.address).await;
+    for piece in 0..12 {
+        let id = u64::from(piece);
+        peer.send(Frame::Request { id, digest: DIGEST, piece, len: PIECE, deadline_ms: 60_000 }).await;
+    }
+    eventually(|| source.opened() >= 12, || "all requests arrive".into()).await;
+    // One that waits in the queue is taken back; how far the others are does not matter.
+    peer.send(Frame::Cancel { id: 11 }).await;
+    let mut order = Vec::new();
+    while order.len() < 12 {
+        match peer.frame().await {
+            Some(Frame::Data { id, len }) => {
+                assert!(peer.bytes(len as usize).await == piece_bytes(id as u32, PIECE), "piece {id}");
+                order.push(id);
+            }
+            Some(Frame::Status { id: 11, code: StatusCode::Cancelled }) => order.push(11),
+            other => panic!("{other:?}"),
+        }
+    }
+    order.retain(|id| *id != 11);
+    assert_eq!(order, (0..11).collect::<Vec<_>>());
+    let opened = source.opened();
+    assert!((13..=24).contains(&opened), "each piece is opened at most twice: {opened}");
+}
+
+#[tokio::test]
 async fn a_deadline_is_kept_by_the_server_too() {
     let source = TestSource::memory(1, LEN);
     source.hold([0]);

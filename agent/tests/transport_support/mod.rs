@@ -6,6 +6,7 @@ use std::collections::{HashMap, HashSet};
 use std::io::Write;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -55,6 +56,7 @@ pub struct TestSource {
     memory: HashMap<u32, Verified>,
     /// Pieces that are held back.
     held: watch::Sender<HashSet<u32>>,
+    opened: AtomicUsize,
 }
 
 impl TestSource {
@@ -62,7 +64,15 @@ impl TestSource {
     pub fn memory(count: u32, len: u32) -> Arc<TestSource> {
         let arena = Arena::new(u64::from(count) * u64::from(len.next_power_of_two()) + (64 << 20)).unwrap();
         let memory = (0..count).map(|p| (p, verified(&arena, &piece_bytes(p, len)))).collect();
-        Arc::new(TestSource { arena, len, count, file: None, memory, held: watch::Sender::new(HashSet::new()) })
+        Arc::new(TestSource {
+            arena,
+            len,
+            count,
+            file: None,
+            memory,
+            held: watch::Sender::new(HashSet::new()),
+            opened: AtomicUsize::new(0),
+        })
     }
 
     /// From a file.
@@ -78,6 +88,7 @@ impl TestSource {
             file,
             memory: HashMap::new(),
             held: watch::Sender::new(HashSet::new()),
+            opened: AtomicUsize::new(0),
         })
     }
 
@@ -93,6 +104,11 @@ impl TestSource {
         });
     }
 
+    /// How often a piece was opened.
+    pub fn opened(&self) -> usize {
+        self.opened.load(Relaxed)
+    }
+
     /// How many requests wait for a piece.
     pub fn waiting(&self) -> usize {
         self.held.receiver_count()
@@ -102,6 +118,7 @@ impl TestSource {
 #[async_trait]
 impl PieceSource for TestSource {
     async fn open(&self, request: PieceRequest, deadline: Duration) -> Option<Served> {
+        self.opened.fetch_add(1, Relaxed);
         if request.digest != DIGEST || request.piece >= self.count {
             return None;
         }

@@ -104,13 +104,22 @@ enum OpenState {
     Waiting(AbortHandle),
     /// Its piece is in the queue to be sent.
     Ready,
+    /// So it is, and it is being opened again.
+    Reopening(AbortHandle),
 }
 
 /// A piece in the queue.
 struct Ready {
     id: u64,
-    /// `None`: was available, but is not held, to leave buffers free; opened again when its turn comes.
-    served: Option<Served>,
+    hold: Hold,
+}
+
+/// Only the first few pieces of the queue are held, to leave buffers free; the others were available and are opened
+/// again when their turn comes near.
+enum Hold {
+    Released,
+    Opening,
+    Held(Served),
 }
 
 /// See the module's documentation.
@@ -121,7 +130,7 @@ pub(super) struct Serving {
     open: HashMap<u64, Open>,
     opening: FuturesUnordered<BoxFuture<'static, Opened>>,
     ready: VecDeque<Ready>,
-    /// Pieces in `ready` that hold a buffer.
+    /// Pieces in `ready` that are held or being opened again.
     ready_held: usize,
     out: Outbound,
     /// When something was last asked for or sent.
@@ -296,33 +305,44 @@ impl Serving {
     }
 
     fn cancel(&mut self, id: u64) -> Result<(), Closed> {
-        match self.open.get(&id).map(|open| &open.state) {
-            // The answer is on its way, or was given.
-            None => return Ok(()),
-            Some(OpenState::Waiting(abort)) => abort.abort(),
-            Some(OpenState::Ready) => {
-                let held = self.ready.iter().filter(|r| r.id == id && r.served.is_some()).count();
-                self.ready_held -= held;
-                self.ready.retain(|r| r.id != id);
-            }
+        // Not open: the answer is on its way, or was given.
+        let Some(open) = self.open.remove(&id) else { return Ok(()) };
+        if let OpenState::Waiting(abort) | OpenState::Reopening(abort) = open.state {
+            abort.abort();
         }
-        self.open.remove(&id);
+        self.unqueue(id);
         self.status(id, StatusCode::Cancelled)
+    }
+
+    fn unqueue(&mut self, id: u64) {
+        if let Some(at) = self.ready.iter().position(|r| r.id == id)
+            && let Some(Ready { hold: Hold::Opening | Hold::Held(_), .. }) = self.ready.remove(at)
+        {
+            self.ready_held -= 1;
+        }
     }
 
     fn opened(&mut self, (id, opened): Opened) -> Result<(), Closed> {
         let (Ok(opened), Some(open)) = (opened, self.open.get_mut(&id)) else { return Ok(()) };
-        match opened {
-            Ok(served) => {
-                open.state = OpenState::Ready;
-                let hold = self.ready_held < READY_PIECES_MAX;
-                self.ready_held += usize::from(hold);
-                self.ready.push_back(Ready { id, served: hold.then_some(served) });
-            }
+        let served = match opened {
+            Ok(served) => served,
             Err(code) => {
                 self.open.remove(&id);
-                self.status(id, code)?;
+                self.unqueue(id);
+                return self.status(id, code);
             }
+        };
+        let again = matches!(open.state, OpenState::Reopening(_));
+        open.state = OpenState::Ready;
+        if again {
+            if let Some(ready) = self.ready.iter_mut().find(|r| r.id == id) {
+                ready.hold = Hold::Held(served);
+            }
+        } else if self.ready_held < READY_PIECES_MAX {
+            self.ready_held += 1;
+            self.ready.push_back(Ready { id, hold: Hold::Held(served) });
+        } else {
+            self.ready.push_back(Ready { id, hold: Hold::Released });
         }
         Ok(())
     }
@@ -356,25 +376,25 @@ impl Serving {
         Ok(())
     }
 
-    /// Puts the next piece of the queue behind the frames that wait.
+    /// Puts the first piece that is held behind the frames that wait, and opens those that come next.
     fn next_piece(&mut self) {
-        while let Some(Ready { id, served }) = self.ready.pop_front() {
-            self.ready_held -= usize::from(served.is_some());
-            let Some(open) = self.open.get(&id) else { continue };
-            let (request, deadline) = (open.request, open.deadline);
-            match served {
-                Some(served) => {
-                    self.open.remove(&id);
-                    self.out.begin(id, served);
-                    return;
-                }
-                None => {
-                    let abort = self.start_opening(id, request, deadline);
-                    if let Some(open) = self.open.get_mut(&id) {
-                        open.state = OpenState::Waiting(abort);
-                    }
-                }
+        if let Some(at) = self.ready.iter().position(|r| matches!(r.hold, Hold::Held(_)))
+            && let Some(Ready { id, hold: Hold::Held(served) }) = self.ready.remove(at)
+        {
+            self.ready_held -= 1;
+            self.open.remove(&id);
+            self.out.begin(id, served);
+        }
+        for at in 0..self.ready.len() {
+            if self.ready_held >= READY_PIECES_MAX {
+                return;
             }
+            let Ready { id, hold: Hold::Released } = self.ready[at] else { continue };
+            let Some((request, deadline)) = self.open.get(&id).map(|o| (o.request, o.deadline)) else { continue };
+            let abort = self.start_opening(id, request, deadline);
+            self.open.entry(id).and_modify(|o| o.state = OpenState::Reopening(abort));
+            self.ready[at].hold = Hold::Opening;
+            self.ready_held += 1;
         }
     }
 
