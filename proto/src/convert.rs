@@ -13,8 +13,8 @@ use millstream_types::{Crc64, Digest, RunSet};
 use thiserror::Error;
 
 use crate::limits::{
-    ADDRESS_BYTES_MAX, CRCS_PER_MESSAGE_MAX, HOSTLIST_BYTES_MAX, HOSTLIST_NAMES_MAX,
-    LABEL_BYTES_MAX, LABELS_MAX, NODE_NAME_BYTES_MAX, RUNS_MAX,
+    ADDRESS_BYTES_MAX, CRCS_PER_MESSAGE_MAX, HOSTLIST_BYTES_MAX, HOSTLIST_NAMES_MAX, LABEL_BYTES_MAX, LABELS_MAX,
+    NODE_NAME_BYTES_MAX, RUNS_MAX,
 };
 use crate::v1;
 
@@ -29,10 +29,7 @@ pub struct ConvertError {
 }
 
 fn refuse<T>(field: &'static str, reason: impl Into<String>) -> Result<T, ConvertError> {
-    Err(ConvertError {
-        field,
-        reason: reason.into(),
-    })
+    Err(ConvertError { field, reason: reason.into() })
 }
 
 /// Runs on the wire into a set. Runs must be pairs, not empty, sorted and disjoint.
@@ -46,10 +43,7 @@ pub fn runs_to_set(runs: &v1::Runs) -> Result<RunSet, ConvertError> {
         return refuse(FIELD, "a start without a length");
     }
     if flat.len() / 2 > RUNS_MAX {
-        return refuse(
-            FIELD,
-            format!("{} runs, and {RUNS_MAX} are the most", flat.len() / 2),
-        );
+        return refuse(FIELD, format!("{} runs, and {RUNS_MAX} are the most", flat.len() / 2));
     }
     let mut end_before = 0;
     for (no, run) in flat.chunks_exact(2).enumerate() {
@@ -61,16 +55,11 @@ pub fn runs_to_set(runs: &v1::Runs) -> Result<RunSet, ConvertError> {
             return refuse(FIELD, format!("run {no} is empty"));
         }
         if start < end_before {
-            return refuse(
-                FIELD,
-                format!("run {no} begins at {start}, before {end_before}"),
-            );
+            return refuse(FIELD, format!("run {no} begins at {start}, before {end_before}"));
         }
         end_before = end;
     }
-    Ok(RunSet::from_runs(
-        flat.chunks_exact(2).map(|run| run[0]..run[0] + run[1]),
-    ))
+    Ok(RunSet::from_runs(flat.chunks_exact(2).map(|run| run[0]..run[0] + run[1])))
 }
 
 /// Like [`runs_to_set`], and nothing at or beyond `end` (the number of pieces or shards of the version).
@@ -80,42 +69,27 @@ pub fn runs_to_set(runs: &v1::Runs) -> Result<RunSet, ConvertError> {
 pub fn runs_within(runs: &v1::Runs, end: u32) -> Result<RunSet, ConvertError> {
     let set = runs_to_set(runs)?;
     match set.runs().last() {
-        Some(last) if last.end > end => refuse(
-            "runs",
-            format!("number {}, but the version ends at {end}", last.end - 1),
-        ),
+        Some(last) if last.end > end => {
+            refuse("runs", format!("number {}, but the version ends at {end}", last.end - 1))
+        }
         _ => Ok(set),
     }
 }
 
 /// A set as runs on the wire.
 pub fn set_to_runs(set: &RunSet) -> v1::Runs {
-    v1::Runs {
-        start_len: set
-            .runs()
-            .iter()
-            .flat_map(|run| [run.start, run.end - run.start])
-            .collect(),
-    }
+    v1::Runs { start_len: set.runs().iter().flat_map(|run| [run.start, run.end - run.start]).collect() }
 }
 
 /// First number and count into a range that lies within `0..end`.
 ///
 /// # Errors
 /// [`ConvertError`] for an empty range or one that goes beyond `end`.
-pub fn range_within(
-    field: &'static str,
-    first: u32,
-    count: u32,
-    end: u32,
-) -> Result<Range<u32>, ConvertError> {
+pub fn range_within(field: &'static str, first: u32, count: u32, end: u32) -> Result<Range<u32>, ConvertError> {
     match first.checked_add(count) {
         _ if count == 0 => refuse(field, "an empty range"),
         Some(past) if past <= end => Ok(first..past),
-        _ => refuse(
-            field,
-            format!("{count} from {first} on, but the version ends at {end}"),
-        ),
+        _ => refuse(field, format!("{count} from {first} on, but the version ends at {end}")),
     }
 }
 
@@ -124,17 +98,11 @@ pub fn range_within(
 ///
 /// # Errors
 /// [`ConvertError`] for none, too many, or pieces that the version does not have.
-pub fn crcs_within(
-    message: &v1::PieceChecksums,
-    pieces: u32,
-) -> Result<(u32, Vec<Crc64>), ConvertError> {
+pub fn crcs_within(message: &v1::PieceChecksums, pieces: u32) -> Result<(u32, Vec<Crc64>), ConvertError> {
     const FIELD: &str = "crcs";
     let count = message.crcs.len();
     if count > CRCS_PER_MESSAGE_MAX {
-        return refuse(
-            FIELD,
-            format!("{count} checksums, and {CRCS_PER_MESSAGE_MAX} are the most in one message"),
-        );
+        return refuse(FIELD, format!("{count} checksums, and {CRCS_PER_MESSAGE_MAX} are the most in one message"));
     }
     range_within(FIELD, message.first, count as u32, pieces)?;
     Ok((message.first, crcs_from_wire(&message.crcs)))
@@ -157,10 +125,7 @@ pub fn crcs_from_wire(crcs: &[u64]) -> Vec<Crc64> {
 pub fn digest(field: &'static str, bytes: &[u8]) -> Result<Digest, ConvertError> {
     match Digest::from_slice(bytes) {
         Some(digest) => Ok(digest),
-        None => refuse(
-            field,
-            format!("a digest has 32 bytes, and these are {}", bytes.len()),
-        ),
+        None => refuse(field, format!("a digest has 32 bytes, and these are {}", bytes.len())),
     }
 }
 
@@ -191,10 +156,7 @@ pub enum WireSource {
 ///
 /// # Errors
 /// [`ConvertError`] when it is missing, or a peer without a proper name and address.
-pub fn source(
-    field: &'static str,
-    source: Option<&v1::Source>,
-) -> Result<WireSource, ConvertError> {
+pub fn source(field: &'static str, source: Option<&v1::Source>) -> Result<WireSource, ConvertError> {
     match source.and_then(|s| s.from.as_ref()) {
         Some(v1::source::From::Origin(_)) => Ok(WireSource::Origin),
         Some(v1::source::From::Peer(peer)) => Ok(WireSource::Peer {
@@ -209,9 +171,7 @@ impl From<WireSource> for v1::Source {
     fn from(source: WireSource) -> v1::Source {
         let from = match source {
             WireSource::Origin => v1::source::From::Origin(true),
-            WireSource::Peer { node, address } => {
-                v1::source::From::Peer(v1::PeerSource { node, address })
-            }
+            WireSource::Peer { node, address } => v1::source::From::Peer(v1::PeerSource { node, address }),
         };
         v1::Source { from: Some(from) }
     }
@@ -228,10 +188,7 @@ pub fn node_name<'a>(field: &'static str, name: &'a str) -> Result<&'a str, Conv
     if name.len() > NODE_NAME_BYTES_MAX {
         return refuse(
             field,
-            format!(
-                "the node name has {} bytes, and {NODE_NAME_BYTES_MAX} are the most",
-                name.len()
-            ),
+            format!("the node name has {} bytes, and {NODE_NAME_BYTES_MAX} are the most", name.len()),
         );
     }
     let bad = |c: char| c.is_control() || c.is_whitespace() || matches!(c, ',' | '[' | ']');
@@ -268,21 +225,14 @@ pub fn address<'a>(field: &'static str, text: &'a str) -> Result<&'a str, Conver
 ///
 /// # Errors
 /// [`ConvertError`] for too many, or for keys and values that are too long or not printable.
-pub fn labels(
-    field: &'static str,
-    labels: &HashMap<String, String>,
-) -> Result<BTreeMap<String, String>, ConvertError> {
+pub fn labels(field: &'static str, labels: &HashMap<String, String>) -> Result<BTreeMap<String, String>, ConvertError> {
     if labels.len() > LABELS_MAX {
-        return refuse(
-            field,
-            format!("{} labels, and {LABELS_MAX} are the most", labels.len()),
-        );
+        return refuse(field, format!("{} labels, and {LABELS_MAX} are the most", labels.len()));
     }
     let mut out = BTreeMap::new();
     for (key, value) in labels {
         let long = key.len().max(value.len()) > LABEL_BYTES_MAX;
-        let odd = key.chars().any(|c| c.is_control() || c.is_whitespace())
-            || value.chars().any(char::is_control);
+        let odd = key.chars().any(|c| c.is_control() || c.is_whitespace()) || value.chars().any(char::is_control);
         if key.is_empty() || long || odd {
             let key: String = key.chars().take(80).collect();
             return refuse(field, format!("the label {key:?} is not usable"));
@@ -302,13 +252,7 @@ pub fn labels(
 /// [`HOSTLIST_NAMES_MAX`] names.
 pub fn hostlist(field: &'static str, text: &str) -> Result<Vec<String>, ConvertError> {
     if text.len() > HOSTLIST_BYTES_MAX {
-        return refuse(
-            field,
-            format!(
-                "{} bytes, and {HOSTLIST_BYTES_MAX} are the most",
-                text.len()
-            ),
-        );
+        return refuse(field, format!("{} bytes, and {HOSTLIST_BYTES_MAX} are the most", text.len()));
     }
     let mut names = Vec::new();
     let mut seen = HashSet::new();
@@ -336,10 +280,7 @@ fn too_many<T>(field: &'static str) -> Result<T, ConvertError> {
     refuse(field, format!("more than {HOSTLIST_NAMES_MAX} names"))
 }
 
-fn split_outside_brackets<'a>(
-    field: &'static str,
-    text: &'a str,
-) -> Result<Vec<&'a str>, ConvertError> {
+fn split_outside_brackets<'a>(field: &'static str, text: &'a str) -> Result<Vec<&'a str>, ConvertError> {
     let mut parts = Vec::new();
     let (mut open, mut start) = (false, 0);
     for (at, c) in text.char_indices() {
@@ -379,10 +320,7 @@ fn expand(field: &'static str, part: &str) -> Result<Vec<String>, ConvertError> 
         if names[0].len() + prefix.len() > NODE_NAME_BYTES_MAX {
             return refuse(field, "a name that is too long");
         }
-        names = names
-            .iter()
-            .flat_map(|name| numbers.iter().map(move |n| format!("{name}{prefix}{n}")))
-            .collect();
+        names = names.iter().flat_map(|name| numbers.iter().map(move |n| format!("{name}{prefix}{n}"))).collect();
         rest = &rest[(close + 1).min(rest.len())..];
     }
     if names.len() > 1 && rest.len() > NODE_NAME_BYTES_MAX {

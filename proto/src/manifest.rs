@@ -9,17 +9,13 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use arrow::array::{
-    Array, ArrayRef, BinaryBuilder, ListBuilder, StringBuilder, UInt64Array, UInt64Builder,
-};
+use arrow::array::{Array, ArrayRef, BinaryBuilder, ListBuilder, StringBuilder, UInt64Array, UInt64Builder};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use arrow::error::ArrowError;
 use arrow::ipc::writer::FileWriter;
 use arrow::record_batch::RecordBatch;
 use millstream_types::manifest::ManifestError;
-use millstream_types::{
-    Crc64, DatasetKind, Manifest, OriginChecksum, PieceCombiner, ShardEntry, ShardNo,
-};
+use millstream_types::{Crc64, DatasetKind, Manifest, OriginChecksum, PieceCombiner, ShardEntry, ShardNo};
 use thiserror::Error;
 
 use crate::limits::MANIFEST_BATCH_ROWS;
@@ -59,10 +55,7 @@ pub type ChecksumsOf<'a> = &'a dyn Fn(ShardNo) -> Option<Vec<Crc64>>;
 ///
 /// # Errors
 /// [`ManifestEncodeError`] when `checksums` gives a wrong number of them.
-pub fn encode(
-    manifest: &Manifest,
-    checksums: Option<ChecksumsOf<'_>>,
-) -> Result<Vec<u8>, ManifestEncodeError> {
+pub fn encode(manifest: &Manifest, checksums: Option<ChecksumsOf<'_>>) -> Result<Vec<u8>, ManifestEncodeError> {
     let schema = schema(metadata(manifest));
     let mut writer = FileWriter::try_new(Vec::new(), &schema)?;
     let combiner = PieceCombiner::new(manifest.layout().piece_len());
@@ -74,11 +67,7 @@ pub fn encode(
             let crcs = learned.as_deref().or(shard.piece_crcs.as_deref());
             let pieces = manifest.layout().shard_pieces(no).len();
             if let Some(given) = crcs.map(<[Crc64]>::len).filter(|&n| n != pieces) {
-                return Err(ManifestEncodeError::PieceCount {
-                    key: shard.key.to_string(),
-                    given,
-                    pieces,
-                });
+                return Err(ManifestEncodeError::PieceCount { key: shard.key.to_string(), given, pieces });
             }
             columns.push(shard, crcs, &combiner);
             no += 1;
@@ -119,10 +108,7 @@ fn metadata(manifest: &Manifest) -> HashMap<String, String> {
         }
     }
     put(meta::ORIGIN_URL, manifest.origin_url().to_owned());
-    put(
-        meta::PIECE_LENGTH,
-        manifest.layout().piece_len().to_string(),
-    );
+    put(meta::PIECE_LENGTH, manifest.layout().piece_len().to_string());
     put(meta::DIGEST, manifest.digest().to_string());
     out
 }
@@ -165,11 +151,7 @@ impl Default for Columns {
             version_id: StringBuilder::new(),
             checksum_algorithm: StringBuilder::new(),
             checksum: BinaryBuilder::new(),
-            piece_crcs: ListBuilder::new(UInt64Builder::new()).with_field(Field::new(
-                "item",
-                DataType::UInt64,
-                false,
-            )),
+            piece_crcs: ListBuilder::new(UInt64Builder::new()).with_field(Field::new("item", DataType::UInt64, false)),
             crc64nvme: UInt64Builder::new(),
         }
     }
@@ -182,10 +164,8 @@ impl Columns {
         self.etag.append_option(shard.etag.as_deref());
         self.version_id.append_option(shard.version_id.as_deref());
         let checksum = shard.checksum.as_ref();
-        self.checksum_algorithm
-            .append_option(checksum.map(OriginChecksum::algorithm));
-        self.checksum
-            .append_option(checksum.map(OriginChecksum::value));
+        self.checksum_algorithm.append_option(checksum.map(OriginChecksum::algorithm));
+        self.checksum.append_option(checksum.map(OriginChecksum::value));
         // What the pieces combine to; without them, what the origin says.
         let whole = match (crcs, checksum) {
             (Some(crcs), _) => Some(combiner.shard(crcs.iter().copied(), shard.len)),

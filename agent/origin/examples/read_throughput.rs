@@ -95,8 +95,7 @@ async fn read_object_store(
 ) -> Result<(), Failure> {
     for at in (0..total).step_by(RANGE as usize) {
         let start = at % len;
-        let options =
-            GetOptions { range: Some(GetRange::Bounded(start..start + RANGE)), ..GetOptions::default() };
+        let options = GetOptions { range: Some(GetRange::Bounded(start..start + RANGE)), ..GetOptions::default() };
         let mut chunks = store.get_opts(&Path::from(key), options).await?.into_stream();
         let mut filled = 0;
         let mut sum = Crc64Stream::default();
@@ -135,7 +134,8 @@ async fn run(total: u64) -> Result<(), Failure> {
                 "own" => read_own(&origin, &pin, key, total, &mut slot).await?,
                 _ => read_object_store(&store, len, key, total, &mut slot).await?,
             }
-            let (elapsed, cpu, server_cpu) = (start.elapsed().as_secs_f64(), cpu_s() - cpu, server.cpu_s().await? - server_cpu);
+            let (elapsed, cpu, server_cpu) =
+                (start.elapsed().as_secs_f64(), cpu_s() - cpu, server.cpu_s().await? - server_cpu);
             let gib = total as f64 / GIB as f64;
             writeln!(
                 std::io::stdout(),

@@ -2,22 +2,14 @@ use super::*;
 use proptest::prelude::*;
 
 fn runs(start_len: &[u32]) -> v1::Runs {
-    v1::Runs {
-        start_len: start_len.to_vec(),
-    }
+    v1::Runs { start_len: start_len.to_vec() }
 }
 
 #[test]
 fn runs_that_are_no_set_are_refused() {
     assert!(runs_to_set(&runs(&[0, 3, 3, 1, 9, 1])).is_ok());
     assert!(runs_to_set(&runs(&[u32::MAX - 1, 1])).is_ok());
-    for bad in [
-        &[1u32][..],
-        &[1, 0],
-        &[5, 2, 1, 1],
-        &[0, 3, 2, 1],
-        &[u32::MAX, 1],
-    ] {
+    for bad in [&[1u32][..], &[1, 0], &[5, 2, 1, 1], &[0, 3, 2, 1], &[u32::MAX, 1]] {
         assert!(runs_to_set(&runs(bad)).is_err(), "{bad:?}");
     }
     assert!(runs_within(&runs(&[0, 4]), 4).is_ok());
@@ -31,24 +23,14 @@ fn ranges_and_checksums_stay_in_the_version() {
     assert!(range_within("x", 2, 4, 5).is_err());
     assert!(range_within("x", 2, 0, 5).is_err());
     assert!(range_within("x", u32::MAX, 2, u32::MAX).is_err());
-    let message = v1::PieceChecksums {
-        dataset: 0,
-        first: 1,
-        crcs: vec![7, 8],
-    };
+    let message = v1::PieceChecksums { dataset: 0, first: 1, crcs: vec![7, 8] };
     assert_eq!(crcs_within(&message, 3), Ok((1, vec![Crc64(7), Crc64(8)])));
     assert!(crcs_within(&message, 2).is_err());
 }
 
 #[test]
 fn sources_travel() {
-    for s in [
-        WireSource::Origin,
-        WireSource::Peer {
-            node: "n1".into(),
-            address: "[::1]:7072".into(),
-        },
-    ] {
+    for s in [WireSource::Origin, WireSource::Peer { node: "n1".into(), address: "[::1]:7072".into() }] {
         assert_eq!(source("source", Some(&s.clone().into())), Ok(s));
     }
     assert!(source("source", None).is_err());
@@ -60,18 +42,7 @@ fn addresses() {
     for good in ["h:1", "10.0.0.1:7072", "[fe80::1]:65535", "a-b.c:80"] {
         assert!(address("a", good).is_ok(), "{good}");
     }
-    for bad in [
-        "",
-        "h",
-        ":1",
-        "h:",
-        "h:0",
-        "h:65536",
-        "::1:80",
-        "h x:1",
-        "u@h:1",
-        "http://h:1",
-    ] {
+    for bad in ["", "h", ":1", "h:", "h:0", "h:65536", "::1:80", "h x:1", "u@h:1", "http://h:1"] {
         assert!(address("a", bad).is_err(), "{bad}");
     }
 }
@@ -93,15 +64,9 @@ fn names_and_labels() {
 #[test]
 fn hostlists_expand_as_slurm_writes_them() {
     let expand = |s: &str| hostlist("nodes", s).unwrap().join(" ");
-    assert_eq!(
-        expand("node[01-04,7],x"),
-        "node01 node02 node03 node04 node7 x"
-    );
+    assert_eq!(expand("node[01-04,7],x"), "node01 node02 node03 node04 node7 x");
     assert_eq!(expand("a, b ,a"), "a b");
-    assert_eq!(
-        expand("r[1-2]n[09-10]-ib"),
-        "r1n09-ib r1n10-ib r2n09-ib r2n10-ib"
-    );
+    assert_eq!(expand("r[1-2]n[09-10]-ib"), "r1n09-ib r1n10-ib r2n09-ib r2n10-ib");
     assert_eq!(expand("n[8-11]"), "n8 n9 n10 n11");
     assert_eq!(hostlist("nodes", "n[0-65535]").unwrap().len(), 65_536);
 }

@@ -71,11 +71,8 @@ pub fn decode(bytes: &[u8]) -> Result<Manifest, ManifestDecodeError> {
     // Blocks and columns are checked before Arrow sees them, and Arrow checks every buffer; its readers still contain
     // assertions. A damaged file must cost an error, not the process.
     let caught = catch_unwind(AssertUnwindSafe(|| read_batches(bytes)));
-    let (metadata, batches) = caught.unwrap_or_else(|_| {
-        Err(ManifestDecodeError::NotArrow(
-            "the arrow reader gave up on it".to_owned(),
-        ))
-    })?;
+    let (metadata, batches) =
+        caught.unwrap_or_else(|_| Err(ManifestDecodeError::NotArrow("the arrow reader gave up on it".to_owned())))?;
     let head = read_head(&metadata)?;
     let combiner = PieceCombiner::new(head.piece_len);
     let mut shards = Vec::new();
@@ -84,13 +81,7 @@ pub fn decode(bytes: &[u8]) -> Result<Manifest, ManifestDecodeError> {
     }
     drop(batches);
     let stated = head.digest;
-    let manifest = Manifest::new(
-        head.name,
-        head.kind,
-        head.origin_url,
-        head.piece_len,
-        shards,
-    )?;
+    let manifest = Manifest::new(head.name, head.kind, head.origin_url, head.piece_len, shards)?;
     let actual = manifest.digest();
     if actual != stated {
         return Err(ManifestDecodeError::Digest { stated, actual });
@@ -210,11 +201,7 @@ fn check_columns(schema: &Schema) -> Result<(), ManifestDecodeError> {
     let expected = fields();
     let wrong = |text: String| Err(ManifestDecodeError::Columns(text));
     if schema.fields().len() != expected.len() {
-        return wrong(format!(
-            "{} columns instead of {}",
-            schema.fields().len(),
-            expected.len()
-        ));
+        return wrong(format!("{} columns instead of {}", schema.fields().len(), expected.len()));
     }
     for (have, want) in schema.fields().iter().zip(&expected) {
         // Nullability may be lost when another tool rewrites the file; rows are checked anyway.
@@ -266,18 +253,14 @@ fn read_rows(
     };
     for row in 0..batch.num_rows() {
         let entry = rows.entry(row);
-        shards.push(entry.map_err(|reason| ManifestDecodeError::Row {
-            row: shards.len(),
-            reason,
-        })?);
+        shards.push(entry.map_err(|reason| ManifestDecodeError::Row { row: shards.len(), reason })?);
     }
     Ok(())
 }
 
 impl Rows<'_> {
     fn entry(&self, row: usize) -> Result<ShardEntry, String> {
-        let text =
-            |column: &StringArray| column.is_valid(row).then(|| column.value(row).to_owned());
+        let text = |column: &StringArray| column.is_valid(row).then(|| column.value(row).to_owned());
         if self.key.is_null(row) || self.length.is_null(row) {
             return Err("without a key or a length".to_owned());
         }
@@ -325,9 +308,7 @@ impl Rows<'_> {
         if stated != known {
             let text = |crc: Option<Crc64>| crc.map_or("none".to_owned(), |crc| crc.to_string());
             let (stated, known) = (text(stated), text(known));
-            return Err(format!(
-                "its crc64nvme is {stated}, but the rest of it says {known}"
-            ));
+            return Err(format!("its crc64nvme is {stated}, but the rest of it says {known}"));
         }
         Ok(entry)
     }
@@ -370,10 +351,7 @@ fn read_head(metadata: &Metadata) -> Result<Head, ManifestDecodeError> {
     };
     let kind = match text(meta::KIND)? {
         "dataset" => DatasetKind::Dataset,
-        "checkpoint" => DatasetKind::Checkpoint {
-            run: text(meta::RUN)?.to_owned(),
-            step: number(meta::STEP)?,
-        },
+        "checkpoint" => DatasetKind::Checkpoint { run: text(meta::RUN)?.to_owned(), step: number(meta::STEP)? },
         other => return Err(bad(meta::KIND, format!("is unknown: {other:?}"))),
     };
     let digest = text(meta::DIGEST)?.parse();

@@ -36,20 +36,14 @@ fn manifest_of(kind: DatasetKind, shards: Vec<ShardEntry>) -> Manifest {
 }
 
 fn manifests() -> impl Strategy<Value = Manifest> {
-    let one = (
-        0u64..3 * PIECE_BYTES_MIN,
-        checksum(),
-        proptest::option::of("[\"a-f0-9-]{0,34}"),
-        any::<bool>(),
-    );
+    let one = (0u64..3 * PIECE_BYTES_MIN, checksum(), proptest::option::of("[\"a-f0-9-]{0,34}"), any::<bool>());
     let kind = prop_oneof![
         Just(DatasetKind::Dataset),
         ("[a-z ]{0,9}", any::<u64>()).prop_map(|(run, step)| DatasetKind::Checkpoint { run, step })
     ];
     (kind, proptest::collection::vec(one, 0..6)).prop_map(|(kind, parts)| {
         let shards = parts.into_iter().enumerate();
-        let shards =
-            shards.map(|(no, (len, kind, etag, indexed))| shard(no, len, kind, etag, indexed));
+        let shards = shards.map(|(no, (len, kind, etag, indexed))| shard(no, len, kind, etag, indexed));
         manifest_of(kind, shards.collect())
     })
 }
@@ -68,10 +62,7 @@ fn learned_checksums_are_written_and_counted() {
     let back = decode(&bytes).unwrap();
     assert_eq!(back.digest(), plain.digest());
     assert_eq!(back.shards()[0].piece_crcs, Some(vec![crc]));
-    assert!(matches!(
-        encode(&plain, Some(&|_| Some(vec![crc, crc]))),
-        Err(ManifestEncodeError::PieceCount { .. })
-    ));
+    assert!(matches!(encode(&plain, Some(&|_| Some(vec![crc, crc]))), Err(ManifestEncodeError::PieceCount { .. })));
 }
 
 #[test]
@@ -105,10 +96,7 @@ fn the_stated_digest_must_be_the_computed_one() {
         at += found + digest.len();
     }
     assert!(at > 0);
-    assert!(matches!(
-        decode(&forged),
-        Err(ManifestDecodeError::Digest { .. })
-    ));
+    assert!(matches!(decode(&forged), Err(ManifestDecodeError::Digest { .. })));
 }
 
 #[test]
