@@ -16,7 +16,7 @@ mod writer;
 
 pub use embedded::EmbeddedStore;
 pub use pending::ChecksumRow;
-pub use writer::StoreHandle;
+pub use writer::{Durable, StoreHandle};
 
 /// A version in the catalog. The manifest itself is kept apart, by digest.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

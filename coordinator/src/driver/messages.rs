@@ -1,0 +1,244 @@
+//! What agents say, checked and turned into events of the core.
+//!
+//! Goals: nothing that an agent sends can name a piece, shard, version or node that does not exist; what cannot be
+//! understood is counted and dropped, never acted on.
+
+use std::sync::Arc;
+
+use millstream_coordinator_core::event::{Event, Failure, FailureKind, Source};
+use millstream_proto::convert::{self, ConvertError, WireSource};
+use millstream_proto::v1;
+use millstream_proto::v1::agent_message::Body;
+use millstream_proto::v1::coordinator_message::Body as Order;
+use millstream_types::{AssignmentId, Crc64, DatasetId, Manifest, NodeId, Time};
+
+use super::State;
+use crate::failure::ExitCode;
+use crate::nodes::short;
+
+type Checked<T> = Result<T, ConvertError>;
+
+fn refuse<T>(field: &'static str, reason: impl Into<String>) -> Checked<T> {
+    Err(ConvertError { field, reason: reason.into() })
+}
+
+impl State {
+    pub(super) fn take_message(&mut self, now: Time, node: NodeId, body: Body) {
+        if let Some(known) = self.nodes.get_mut(node) {
+            known.last_seen = now;
+        }
+        if let Body::Batch(batch) = body {
+            for body in batch.messages.into_iter().filter_map(|m| m.body) {
+                self.take_one(now, node, body);
+            }
+            return;
+        }
+        self.take_one(now, node, body);
+    }
+
+    fn take_one(&mut self, now: Time, node: NodeId, body: Body) {
+        if let Err(error) = self.understand(now, node, body) {
+            self.counters.refused_messages += 1;
+            tracing::warn!(node = self.nodes.name(node), %error, "dropped a message of an agent");
+        }
+    }
+
+    fn understand(&mut self, now: Time, node: NodeId, body: Body) -> Checked<()> {
+        let event = match body {
+            Body::Heartbeat(heartbeat) => {
+                self.take_heartbeat(now, node, heartbeat);
+                return Ok(());
+            }
+            Body::Inventory(inventory) => return self.take_inventory(now, node, inventory),
+            Body::Done(done) => Event::AssignmentDone {
+                node,
+                assignment: AssignmentId(done.assignment),
+                bytes: done.bytes,
+                elapsed_us: done.elapsed_us,
+                source: self.source("source", done.source.as_ref())?,
+            },
+            Body::Failed(failed) => self.assignment_failed(node, failed)?,
+            Body::Checksums(checksums) => self.pieces_read(node, &checksums)?,
+            Body::Sealed(sealed) => {
+                let (dataset, manifest) = self.version(sealed.dataset)?;
+                let runs = sealed.shards.unwrap_or_default();
+                let shards = convert::runs_within(&runs, manifest.layout().shards())?;
+                self.watchers.touch(dataset);
+                Event::ShardsSealed { node, dataset, shards }
+            }
+            Body::Lost(lost) => {
+                let (dataset, shard) = self.shard(lost.dataset, lost.shard)?;
+                let reason = short(&lost.reason);
+                self.notice_shard(node, dataset, shard, &format!("lost: {reason}"));
+                Event::ShardLost { node, dataset, shard, reason }
+            }
+            Body::Problem(problem) => {
+                let (dataset, shard) = self.shard(problem.dataset, problem.shard)?;
+                Event::ShardMismatch {
+                    node,
+                    dataset,
+                    shard,
+                    expected: short(&problem.expected),
+                    actual: short(&problem.actual),
+                }
+            }
+            Body::Storage(storage) => self.storage_refused(node, storage)?,
+            Body::SourceFailed(failed) => {
+                let (dataset, _) = self.version(failed.dataset)?;
+                let failure = self.failure(failed.failure.as_ref())?;
+                Event::SourceFailed { node, dataset, failure }
+            }
+            Body::Verified(report) => {
+                self.verify_report(node, report);
+                return Ok(());
+            }
+            Body::Evicted(evicted) => {
+                let Ok((dataset, _)) = self.version(evicted.dataset) else {
+                    // Of a version that was removed: nobody waits for it.
+                    return Ok(());
+                };
+                let gone = evicted.refused.is_empty();
+                self.evicted(node, dataset, evicted);
+                if !gone {
+                    return Ok(());
+                }
+                Event::Evicted { node, dataset }
+            }
+            Body::Hello(_) => return refuse("hello", "a second greeting"),
+            Body::Batch(_) => return refuse("batch", "a batch within a batch"),
+        };
+        self.core.handle_event(now, event);
+        Ok(())
+    }
+
+    fn take_heartbeat(&mut self, now: Time, node: NodeId, heartbeat: v1::Heartbeat) {
+        let event =
+            Event::Heartbeat { node, used_bytes: heartbeat.used_bytes, capacity_bytes: heartbeat.capacity_bytes };
+        let sequence = heartbeat.sequence;
+        let before = self.nodes.get(node).map(|n| n.report.moved());
+        if let Some(known) = self.nodes.get_mut(node) {
+            known.take_report(heartbeat);
+        }
+        let after = self.nodes.get(node).map(|n| n.report.moved());
+        if let (Some(before), Some(after)) = (before, after)
+            && after.checksum_failures > before.checksum_failures
+        {
+            let new = after.checksum_failures - before.checksum_failures;
+            let name = self.nodes.name(node).to_owned();
+            self.notice("error", format!("{name} received bytes that do not match their checksum ({new} times)"));
+        }
+        self.core.handle_event(now, event);
+        self.send(node, Order::HeartbeatAck(v1::HeartbeatAck { sequence }));
+    }
+
+    fn take_inventory(&mut self, now: Time, node: NodeId, inventory: v1::Inventory) -> Checked<()> {
+        let digest = convert::digest("digest", &inventory.digest)?;
+        if self.removed.contains_key(&digest) {
+            return Ok(());
+        }
+        let (dataset, manifest) = self.version(inventory.dataset)?;
+        if manifest.digest() != digest {
+            return refuse("digest", format!("{digest} is not dataset {dataset}"));
+        }
+        let layout = manifest.layout();
+        let pieces = convert::runs_within(&inventory.pieces.unwrap_or_default(), layout.pieces())?;
+        let sealed = convert::runs_within(&inventory.sealed_shards.unwrap_or_default(), layout.shards())?;
+        // What it read before we restarted comes first, so that its pieces are known when they are counted.
+        for read in inventory.origin_read {
+            let read = v1::PieceChecksums { dataset: inventory.dataset, ..read };
+            let event = self.pieces_read(node, &read)?;
+            self.core.handle_event(now, event);
+        }
+        self.watchers.touch(dataset);
+        let event = Event::Inventory { node, dataset, pieces, sealed };
+        self.core.handle_event(now, event);
+        Ok(())
+    }
+
+    fn pieces_read(&self, node: NodeId, read: &v1::PieceChecksums) -> Checked<Event> {
+        let (dataset, manifest) = self.version(read.dataset)?;
+        let (first, crcs) = convert::crcs_within(read, manifest.layout().pieces())?;
+        Ok(Event::PiecesRead { node, dataset, first, crcs })
+    }
+
+    fn assignment_failed(&self, node: NodeId, failed: v1::AssignmentFailed) -> Checked<Event> {
+        // An assignment that is given back must be taken back, however odd its reason: it hangs otherwise.
+        let failure = self.failure(failed.failure.as_ref());
+        let failure = failure.unwrap_or_else(|error| Failure {
+            kind: FailureKind::Cancelled,
+            source: Source::Origin,
+            piece: None,
+            expected: None,
+            actual: None,
+            detail: format!("no usable reason ({error})"),
+        });
+        Ok(Event::AssignmentFailed {
+            node,
+            assignment: AssignmentId(failed.assignment),
+            missing: convert::runs_to_set(&failed.missing.unwrap_or_default()).unwrap_or_default(),
+            failure,
+        })
+    }
+
+    fn storage_refused(&mut self, node: NodeId, storage: v1::StorageReport) -> Checked<Event> {
+        let (dataset, _) = self.version(storage.dataset)?;
+        let kind = match FailureKind::parse(&storage.state) {
+            Some(kind @ (FailureKind::NoSpace | FailureKind::Disk)) => kind,
+            // The node cannot, whatever it calls it.
+            _ => FailureKind::Disk,
+        };
+        let reason = short(&storage.reason);
+        let code = match kind {
+            FailureKind::NoSpace => ExitCode::NoSpace,
+            _ => ExitCode::Other,
+        };
+        let text = format!("{} cannot take {}: {reason}", self.nodes.name(node), self.dataset_name(dataset));
+        self.notice("error", text);
+        self.refusals.insert((dataset, node), (code, reason.clone()));
+        self.watchers.touch(dataset);
+        Ok(Event::NodeRefused { node, dataset, kind, reason })
+    }
+
+    fn version(&self, wire: u32) -> Checked<(DatasetId, Arc<Manifest>)> {
+        let id = DatasetId(wire);
+        match self.datasets.get(id) {
+            Some(dataset) => Ok((id, dataset.manifest.clone())),
+            None => refuse("dataset", format!("{wire} is no version")),
+        }
+    }
+
+    fn shard(&self, dataset: u32, shard: u32) -> Checked<(DatasetId, u32)> {
+        let (id, manifest) = self.version(dataset)?;
+        if shard < manifest.layout().shards() {
+            return Ok((id, shard));
+        }
+        refuse("shard", format!("{shard} is no shard of dataset {dataset}"))
+    }
+
+    fn source(&self, field: &'static str, wire: Option<&v1::Source>) -> Checked<Source> {
+        match convert::source(field, wire)? {
+            WireSource::Origin => Ok(Source::Origin),
+            WireSource::Peer { node, .. } => match self.nodes.find(&node) {
+                Some(known) => Ok(Source::Peer(known.id)),
+                None => refuse(field, format!("{node:?} is no node")),
+            },
+        }
+    }
+
+    fn failure(&self, wire: Option<&v1::Failure>) -> Checked<Failure> {
+        let Some(wire) = wire else {
+            return refuse("failure", "none");
+        };
+        let Some(kind) = FailureKind::parse(&wire.kind) else {
+            return refuse("kind", format!("{:?} is no kind of failure", short(&wire.kind)));
+        };
+        Ok(Failure {
+            kind,
+            source: self.source("source", wire.source.as_ref())?,
+            piece: wire.has_piece.then_some(wire.piece),
+            expected: Crc64::parse(&wire.expected),
+            actual: Crc64::parse(&wire.actual),
+            detail: short(&wire.detail),
+        })
+    }
+}

@@ -1,0 +1,283 @@
+//! What clients ask for on nodes: stages, pins, evictions.
+
+use std::collections::BTreeSet;
+
+use millstream_coordinator_core::event::{Event, Placement};
+use millstream_proto::convert;
+use millstream_proto::v1;
+use millstream_proto::v1::coordinator_message::Body as Order;
+use millstream_types::{DatasetId, NodeId, StageId, Time};
+use tokio::sync::oneshot;
+
+use super::State;
+use super::requests::{Answer, Asked};
+use super::state::{Stage, audit_line, unix_s};
+use crate::failure::{RequestError, named};
+use crate::limits::{PRIORITY_MAX, STAGES_MAX};
+use crate::store::{Change, StageRecord};
+
+impl State {
+    /// The nodes that `all` or a host list means, by name. `all`: those connected now.
+    pub(crate) fn select_nodes(&self, text: &str) -> Asked<Vec<NodeId>> {
+        let mut nodes: Vec<(&str, NodeId)> = Vec::new();
+        if matches!(text.trim(), "" | "all") {
+            nodes.extend(self.nodes.connected().map(|n| (n.name.as_str(), n.id)));
+            if nodes.is_empty() {
+                return Err(RequestError::NoNodes);
+            }
+        } else {
+            let names = convert::hostlist("nodes", text)?;
+            let mut unknown = Vec::new();
+            for name in names {
+                match self.nodes.find(&name) {
+                    Some(node) => nodes.push((node.name.as_str(), node.id)),
+                    None => unknown.push(name),
+                }
+            }
+            if !unknown.is_empty() {
+                return Err(RequestError::UnknownNodes { names: unknown });
+            }
+        }
+        nodes.sort_unstable();
+        Ok(nodes.into_iter().map(|(_, id)| id).collect())
+    }
+
+    /// The number of a node that a stage names before the node was ever here.
+    pub(crate) fn know_node(&mut self, now: Time, name: &str) -> NodeId {
+        let node = self.nodes.intern(name);
+        let name = name.to_owned();
+        self.event(now, Event::NodeNamed { node, name });
+        node
+    }
+
+    pub(crate) fn names(&self, nodes: &[NodeId]) -> Vec<String> {
+        nodes.iter().map(|&n| self.nodes.name(n).to_owned()).collect()
+    }
+
+    /// Asks for a version on nodes; joins an identical stage that is running.
+    pub(crate) fn stage(&mut self, now: Time, request: &v1::StageRequest) -> Asked<Answer<v1::StageReply>> {
+        let version = self.select(&request.dataset)?;
+        let (dataset, digest) = (version.id, version.manifest.digest());
+        let name = version.record.name.to_string();
+        let nodes = self.select_nodes(&request.nodes)?;
+        let placement = parse_placement(&request.placement, nodes.len())?;
+        if request.priority > PRIORITY_MAX {
+            return Err(RequestError::Usage {
+                field: "priority",
+                reason: format!("{} is over {PRIORITY_MAX}", request.priority),
+            });
+        }
+        let spread = match placement {
+            Placement::Replicate => None,
+            Placement::Spread(r) => Some(r),
+        };
+        let same = |s: &&Stage| s.dataset == dataset && s.nodes == nodes && s.record.spread == spread;
+        let old = self.stages.values().find(same).cloned();
+        let mut reply =
+            v1::StageReply { stage: 0, dataset: name.clone(), nodes: self.names(&nodes), joined_existing: false };
+        let mut changes = Vec::new();
+        if let Some(old) = old {
+            let id = StageId(old.record.id);
+            let running = self.core.stage(id, now).is_some_and(|s| s.state == "running");
+            if running && old.record.priority == request.priority {
+                reply.stage = id.0;
+                reply.joined_existing = true;
+                return Ok(Answer { reply, durable: None });
+            }
+            // Finished (it is looked at anew), or of another priority: the new one takes its place.
+            self.stages.remove(&id);
+            self.event(now, Event::StageCancelled { stage: id });
+            changes.push(Change::RemoveStage(id));
+        }
+        self.make_room_for_stage(now, &mut changes)?;
+        let record = StageRecord {
+            id: self.next_stage,
+            digest: digest.to_string(),
+            nodes: reply.nodes.clone(),
+            spread,
+            priority: request.priority,
+            created_unix_s: unix_s(),
+        };
+        self.next_stage += 1;
+        reply.stage = record.id;
+        let what = format!("stage {} of {name} on {} nodes", record.id, nodes.len());
+        tracing::info!("{what}");
+        changes.push(Change::PutStage(record.clone()));
+        changes.push(Change::Audit(audit_line(&what)));
+        for &node in &nodes {
+            self.refusals.remove(&(dataset, node));
+        }
+        self.restore_stage(now, record, dataset, nodes);
+        Ok(Answer { reply, durable: Some(self.store.commit(changes)) })
+    }
+
+    fn make_room_for_stage(&mut self, now: Time, changes: &mut Vec<Change>) -> Asked<()> {
+        if self.stages.len() < STAGES_MAX {
+            return Ok(());
+        }
+        let over = |id: &StageId| self.core.stage(*id, now).is_none_or(|s| s.state != "running");
+        let Some(oldest) = self.stages.keys().find(|id| over(id)).copied() else {
+            return Err(RequestError::TooMany { what: "stages that run", limit: STAGES_MAX });
+        };
+        self.stages.remove(&oldest);
+        changes.push(Change::RemoveStage(oldest));
+        Ok(())
+    }
+
+    /// Puts a stage into memory and tells the core.
+    pub(crate) fn restore_stage(&mut self, now: Time, record: StageRecord, dataset: DatasetId, nodes: Vec<NodeId>) {
+        let stage = StageId(record.id);
+        self.next_stage = self.next_stage.max(record.id + 1);
+        let event = Event::StageRequested {
+            stage,
+            dataset,
+            nodes: nodes.clone(),
+            placement: record.spread.map_or(Placement::Replicate, Placement::Spread),
+            priority: record.priority,
+        };
+        self.stages.insert(stage, Stage { record, dataset, nodes });
+        self.event(now, event);
+        self.watchers.touch(dataset);
+    }
+
+    /// Pins or unpins a version on nodes.
+    pub(crate) fn pin(&mut self, request: &v1::PinRequest) -> Asked<Answer<v1::PinReply>> {
+        let version = self.select(&request.dataset)?;
+        let (dataset, digest) = (version.id, version.manifest.digest());
+        let name = version.record.name.to_string();
+        let pinned = request.pinned;
+        // Unpinning everywhere reaches nodes that are away, too.
+        let everywhere = !pinned && matches!(request.nodes.trim(), "" | "all");
+        let nodes = if everywhere {
+            version.pins.iter().filter_map(|n| self.nodes.find(n)).map(|n| n.id).collect()
+        } else {
+            self.select_nodes(&request.nodes)?
+        };
+        let names = self.names(&nodes);
+        let mut changes = Vec::new();
+        for (&node, name) in nodes.iter().zip(&names) {
+            if let Some(version) = self.datasets.get_mut(dataset) {
+                if pinned {
+                    version.pins.insert(name.clone());
+                } else {
+                    version.pins.remove(name);
+                }
+            }
+            changes.push(Change::Pin { digest, node: name.clone(), pinned });
+            // The attachment carries the pin; what is attached already is told so.
+            self.attach(node, dataset, None);
+            let dataset = dataset.0;
+            self.send(node, Order::Pin(v1::SetPin { dataset, pinned }));
+        }
+        let what = if pinned { "pinned" } else { "unpinned" };
+        let what = format!("{what} {name} on {}", named(&names));
+        changes.push(Change::Audit(audit_line(&what)));
+        Ok(Answer { reply: v1::PinReply { dataset: name, nodes: names }, durable: Some(self.store.commit(changes)) })
+    }
+
+    /// Removes a version from nodes; the reply comes when they have answered.
+    pub(crate) fn evict(
+        &mut self,
+        now: Time,
+        request: &v1::EvictRequest,
+    ) -> Asked<Answer<oneshot::Receiver<v1::EvictReply>>> {
+        let version = self.select(&request.dataset)?;
+        let (dataset, name) = (version.id, version.record.name.to_string());
+        let pins = version.pins.clone();
+        let chosen = self.select_nodes(&request.nodes)?;
+        self.refuse_running(now, dataset, &name, &chosen)?;
+        let holds =
+            |node: &NodeId| self.core.replica(dataset, *node).is_some_and(|r| r.bytes_ready > 0 || r.shards_ready > 0);
+        let mut refused = Vec::new();
+        let mut asked = BTreeSet::new();
+        for node in chosen.iter().copied() {
+            let node_name = self.nodes.name(node);
+            if pins.contains(node_name) {
+                refused.push(format!("{node_name}: {name} is pinned there"));
+            } else if self.nodes.get(node).is_some_and(|n| n.session.is_none()) {
+                refused.push(format!("{node_name}: its agent is not connected"));
+            } else if holds(&node) || self.attached(node, dataset) {
+                asked.insert(node);
+            }
+        }
+        let mut changes = vec![Change::Audit(audit_line(&format!("evicting {name} from {} nodes", asked.len())))];
+        self.take_out_of_stages(now, dataset, &asked, &mut changes);
+        for &node in &asked {
+            self.detach(node, dataset);
+        }
+        Ok(Answer {
+            reply: self.watchers.evict(now, dataset, name, asked, refused),
+            durable: Some(self.store.commit(changes)),
+        })
+    }
+
+    pub(super) fn attached(&self, node: NodeId, dataset: DatasetId) -> bool {
+        let session = self.nodes.get(node).and_then(|n| n.session.as_ref());
+        session.is_some_and(|s| s.attached.contains(&dataset))
+    }
+
+    fn refuse_running(&self, now: Time, dataset: DatasetId, name: &str, chosen: &[NodeId]) -> Asked<()> {
+        let chosen: BTreeSet<_> = chosen.iter().collect();
+        let running = self.stages.iter().find(|(id, s)| {
+            s.dataset == dataset
+                && s.nodes.iter().any(|n| chosen.contains(n))
+                && self.core.stage(**id, now).is_some_and(|v| v.state == "running")
+        });
+        match running {
+            None => Ok(()),
+            Some((id, _)) => Err(RequestError::Conflict {
+                reason: format!("stage {id} is bringing {name} onto these nodes"),
+                next: format!(
+                    "let it end (millstream wait {name}), or remove the version with millstream dataset rm {name}"
+                ),
+            }),
+        }
+    }
+
+    /// A stage must not bring back what was evicted: its nodes become fewer.
+    fn take_out_of_stages(
+        &mut self,
+        now: Time,
+        dataset: DatasetId,
+        gone: &BTreeSet<NodeId>,
+        changes: &mut Vec<Change>,
+    ) {
+        let touched: Vec<Stage> = self
+            .stages
+            .values()
+            .filter(|s| s.dataset == dataset && s.nodes.iter().any(|n| gone.contains(n)))
+            .cloned()
+            .collect();
+        for stage in touched {
+            let id = StageId(stage.record.id);
+            self.event(now, Event::StageCancelled { stage: id });
+            self.stages.remove(&id);
+            let nodes: Vec<NodeId> = stage.nodes.into_iter().filter(|n| !gone.contains(n)).collect();
+            // A spread over fewer nodes would move shards about: it ends.
+            if nodes.is_empty() || stage.record.spread.is_some() {
+                changes.push(Change::RemoveStage(id));
+                continue;
+            }
+            // Numbers are never used twice in one life of the core.
+            changes.push(Change::RemoveStage(id));
+            let record = StageRecord { id: self.next_stage, nodes: self.names(&nodes), ..stage.record };
+            self.next_stage += 1;
+            changes.push(Change::PutStage(record.clone()));
+            self.restore_stage(now, record, dataset, nodes);
+        }
+    }
+}
+
+fn parse_placement(text: &str, nodes: usize) -> Asked<Placement> {
+    let usage = |reason: String| RequestError::Usage { field: "placement", reason };
+    match text {
+        "" | "replicate" => return Ok(Placement::Replicate),
+        _ => {}
+    }
+    let replicas = text.strip_prefix("spread=").and_then(|r| r.parse::<u32>().ok());
+    match replicas {
+        Some(0) | None => Err(usage(format!("{:?} is not replicate or spread=R", crate::nodes::short(text)))),
+        Some(r) if r as usize > nodes => Err(usage(format!("spread={r} needs {r} nodes, and {nodes} are chosen"))),
+        Some(r) => Ok(Placement::Spread(r)),
+    }
+}

@@ -1,0 +1,239 @@
+//! Everything that the driver owns, and how inputs and time change it.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use millstream_coordinator_core::Core;
+use millstream_coordinator_core::event::{Event, NodeInfo};
+use millstream_proto::v1::coordinator_message::Body as Order;
+use millstream_proto::v1::{self, CoordinatorMessage};
+use millstream_types::{DatasetId, DatasetRef, Digest, NodeId, StageId, Time};
+use tokio::sync::mpsc;
+
+use super::Input;
+use super::watch::Watchers;
+use crate::datasets::Datasets;
+use crate::failure::ExitCode;
+use crate::limits::NOTICES_MAX;
+use crate::nodes::{Hello, Nodes, Refusal, SessionId};
+use crate::store::{StageRecord, StoreHandle};
+
+/// What the driver needs to know of the configuration.
+#[derive(Clone, Debug)]
+pub(crate) struct Settings {
+    pub(crate) id: String,
+    pub(crate) heartbeat_ms: u32,
+    pub(crate) node_timeout_us: u64,
+}
+
+/// Something that people should see.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub(crate) struct Notice {
+    pub(crate) at_unix_s: i64,
+    pub(crate) severity: &'static str,
+    pub(crate) text: String,
+}
+
+/// Events of the shell itself, for metrics.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct ShellCounters {
+    /// Messages of agents that could not be understood.
+    pub(crate) refused_messages: u64,
+    /// Sessions ended because the agent did not keep up.
+    pub(crate) overflows: u64,
+    /// Agents that were refused.
+    pub(crate) refused_sessions: u64,
+}
+
+/// A stage as the shell knows it; how far it is, the core knows.
+#[derive(Clone, Debug)]
+pub(crate) struct Stage {
+    pub(crate) record: StageRecord,
+    pub(crate) dataset: DatasetId,
+    pub(crate) nodes: Vec<NodeId>,
+}
+
+/// All state of the coordinator.
+pub(crate) struct State {
+    pub(crate) settings: Settings,
+    pub(crate) core: Core,
+    pub(crate) nodes: Nodes,
+    pub(crate) datasets: Datasets,
+    pub(crate) removed: HashMap<Digest, DatasetRef>,
+    pub(crate) stages: BTreeMap<StageId, Stage>,
+    pub(crate) next_stage: u64,
+    /// Why nodes cannot take versions.
+    pub(crate) refusals: BTreeMap<(DatasetId, NodeId), (ExitCode, String)>,
+    pub(crate) store: StoreHandle,
+    pub(crate) watchers: Watchers,
+    pub(crate) notices: VecDeque<Notice>,
+    pub(crate) counters: ShellCounters,
+    /// Nodes with messages that wait for the end of the round.
+    pub(super) unsent: BTreeSet<NodeId>,
+    next_sweep: Time,
+}
+
+impl State {
+    pub(crate) fn new(settings: Settings, core: Core, store: StoreHandle) -> State {
+        State {
+            settings,
+            core,
+            nodes: Nodes::default(),
+            datasets: Datasets::default(),
+            removed: HashMap::new(),
+            stages: BTreeMap::new(),
+            next_stage: 1,
+            refusals: BTreeMap::new(),
+            store,
+            watchers: Watchers::default(),
+            notices: VecDeque::new(),
+            counters: ShellCounters::default(),
+            unsent: BTreeSet::new(),
+            next_sweep: Time::ZERO,
+        }
+    }
+
+    /// When [`on_time`](Self::on_time) has something to do.
+    pub(super) fn due(&self) -> Option<Time> {
+        let sweep = self.nodes.connected().next().map(|_| self.next_sweep);
+        [self.core.poll_timeout(), sweep, self.watchers.due()].into_iter().flatten().min()
+    }
+
+    pub(super) fn apply(&mut self, now: Time, input: Input) {
+        match input {
+            // What an older session still had on its way is of no interest.
+            Input::Agent { node, session, .. } if !self.nodes.is_current(node, session) => {}
+            Input::Agent { node, body, .. } => self.take_message(now, node, *body),
+            Input::Closed { node, session } => {
+                if self.nodes.close(node, session) {
+                    self.lost(now, node, "its session ended");
+                }
+            }
+            Input::Call(call) => call(self, now),
+        }
+    }
+
+    /// What happens by the passing of time.
+    pub(super) fn on_time(&mut self, now: Time) {
+        if self.core.poll_timeout().is_some_and(|due| due <= now) {
+            self.core.handle_timeout(now);
+        }
+        if self.next_sweep <= now {
+            self.next_sweep = now + u64::from(self.settings.heartbeat_ms) * 1_000;
+            self.give_up_silent(now);
+        }
+        self.watch(now);
+    }
+
+    fn give_up_silent(&mut self, now: Time) {
+        let timeout = self.settings.node_timeout_us;
+        let silent: Vec<_> = self
+            .nodes
+            .connected()
+            .filter(|n| now.since(n.last_seen) > timeout)
+            .filter_map(|n| Some((n.id, n.session.as_ref()?.id)))
+            .collect();
+        for (node, session) in silent {
+            self.nodes.close(node, session);
+            self.lost(now, node, "it fell silent");
+        }
+    }
+
+    pub(super) fn lost(&mut self, now: Time, node: NodeId, why: &str) {
+        tracing::warn!(node = self.nodes.name(node), why, "lost a node's session");
+        self.core.handle_event(now, Event::NodeLost { node });
+        self.verify_lost(node);
+    }
+
+    /// Opens a session: greets the agent and asks for what it holds.
+    pub(crate) fn open_session(
+        &mut self,
+        now: Time,
+        hello: Hello,
+        out: mpsc::Sender<CoordinatorMessage>,
+    ) -> Result<(NodeId, SessionId), Refusal> {
+        // Fresh: heard of within the time in which a live agent reports twice.
+        let fresh_us = u64::from(self.settings.heartbeat_ms) * 2_500;
+        let info = NodeInfo {
+            name: hello.node.clone(),
+            rack: hello.labels.get("rack").cloned().unwrap_or_default(),
+            capacity_bytes: hello.capacity_bytes,
+            used_bytes: 0,
+            boot_id: hello.boot_id,
+        };
+        let digests = hello.digests.clone();
+        let opened = self.nodes.open(now, hello, out, fresh_us);
+        let opened = opened.inspect_err(|refusal| {
+            self.counters.refused_sessions += 1;
+            self.notice("warning", format!("refused an agent: {refusal}"));
+        })?;
+        let node = opened.node;
+        tracing::info!(node = info.name, replaced = opened.replaced, "a node joined");
+        let welcome = Order::Welcome(v1::Welcome {
+            coordinator: self.settings.id.clone(),
+            heartbeat_ms: self.settings.heartbeat_ms,
+            version: env!("CARGO_PKG_VERSION").into(),
+        });
+        // The channel is new: there is room.
+        if let Some(node) = self.nodes.get(node) {
+            node.push(CoordinatorMessage { body: Some(welcome) });
+        }
+        self.core.handle_event(now, Event::NodeUp { node, info });
+        self.drain(now);
+        for digest in digests {
+            self.ask_inventory(node, digest);
+        }
+        Ok((node, opened.session))
+    }
+
+    /// A node has something of that version: attach it, so that it can serve; or remove it, when the version was
+    /// removed while the node was away.
+    fn ask_inventory(&mut self, node: NodeId, digest: Digest) {
+        if let Some(dataset) = self.datasets.by_digest(digest).map(|d| d.id) {
+            self.attach(node, dataset, None);
+            return;
+        }
+        let Some(name) = self.removed.get(&digest).map(ToString::to_string) else {
+            return;
+        };
+        let dataset = self.datasets.spare_number().0;
+        let attach = v1::Attach { dataset, digest: digest.0.to_vec(), name, ..Default::default() };
+        self.send(node, Order::Attach(attach));
+        let evict = true;
+        self.send(node, Order::Detach(v1::Detach { dataset, evict }));
+    }
+
+    /// Remembers something for people: on the status page, in the log and in the audit log.
+    pub(crate) fn notice(&mut self, severity: &'static str, text: String) {
+        match severity {
+            "error" => tracing::error!("{text}"),
+            "warning" => tracing::warn!("{text}"),
+            _ => tracing::info!("{text}"),
+        }
+        self.audit(&text);
+        if self.notices.len() >= NOTICES_MAX {
+            self.notices.pop_front();
+        }
+        self.notices.push_back(Notice { at_unix_s: unix_s(), severity, text });
+    }
+
+    pub(crate) fn audit(&self, text: &str) {
+        self.store.audit_line(audit_line(text));
+    }
+
+    pub(super) fn stop(&mut self) {
+        self.watchers.stop();
+        for node in self.nodes.iter_mut() {
+            node.session = None;
+        }
+    }
+}
+
+pub(crate) fn audit_line(text: &str) -> String {
+    serde_json::json!({"at_unix_s": unix_s(), "what": text}).to_string()
+}
+
+/// Seconds since 1970, for people.
+pub(crate) fn unix_s() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs() as i64)
+}

@@ -1,0 +1,134 @@
+//! `/metrics`: rendered from the state when asked, so nothing global has to be installed.
+
+use std::collections::BTreeMap;
+
+use metrics::{Label, counter, gauge};
+use metrics_exporter_prometheus::PrometheusBuilder;
+use millstream_coordinator_core::view::Counters;
+use millstream_types::Time;
+
+use crate::driver::State;
+use crate::driver::state::ShellCounters;
+use crate::nodes::Moved;
+
+/// Names of all metrics of the coordinator, with help. Mirrored in `docs/metrics.md`.
+pub(crate) const METRICS: [(&str, &str); 17] = [
+    ("millstream_build_info", "Constant 1; the version is a label."),
+    ("millstream_nodes", "Nodes by state."),
+    ("millstream_assignments_total", "Assignments handed out."),
+    ("millstream_assignments_ended_total", "Assignments that ended, by outcome."),
+    ("millstream_origin_leases_total", "Assignments that are leases on the origin."),
+    ("millstream_leases_expired_total", "Origin leases that ran out."),
+    ("millstream_requeues_total", "Extents that were handed out again."),
+    ("millstream_quarantines_total", "Times that a source was put in quarantine."),
+    ("millstream_disputes_total", "Rounds of doubt about what was read of a shard."),
+    ("millstream_shards_failed_total", "Shards that failed for good."),
+    ("millstream_cluster_received_bytes_total", "Bytes received by all agents, by source."),
+    ("millstream_cluster_sent_bytes_total", "Bytes sent by all agents, by transport."),
+    ("millstream_cluster_checksum_failures_total", "Checksum failures at all agents."),
+    ("millstream_cluster_fallbacks", "Fallbacks at all agents that run, by kind."),
+    ("millstream_datasets", "Versions in the catalog."),
+    ("millstream_stages", "Stages by state."),
+    ("millstream_coordinator_dropped_total", "What the coordinator refused or ended, by kind."),
+];
+
+/// What is read of the state under the driver; rendering happens outside.
+pub(crate) struct Sample {
+    nodes: BTreeMap<&'static str, u32>,
+    stages: BTreeMap<&'static str, u32>,
+    datasets: usize,
+    core: Counters,
+    shell: ShellCounters,
+    moved: Moved,
+    fallbacks: BTreeMap<(String, String), u64>,
+}
+
+impl Sample {
+    pub(crate) fn take(state: &mut State, now: Time) -> Sample {
+        let mut nodes = BTreeMap::from([("up", 0), ("suspect", 0), ("down", 0)]);
+        for view in state.core.nodes(now) {
+            *nodes.entry(view.state.as_str()).or_default() += 1;
+        }
+        let mut stages = BTreeMap::from([("running", 0), ("done", 0), ("failed", 0)]);
+        for view in state.core.stages(now) {
+            *stages.entry(view.state).or_default() += 1;
+        }
+        let mut moved = Moved::default();
+        let mut fallbacks = BTreeMap::new();
+        for node in state.nodes.iter() {
+            moved = moved.plus(node.report.moved());
+            // Reasons are words of agents: unbounded, so they are no label here (status has them).
+            for ((from, to, _), count) in &node.report.fallbacks {
+                *fallbacks.entry((from.clone(), to.clone())).or_default() += count;
+            }
+        }
+        Sample {
+            nodes,
+            stages,
+            datasets: state.datasets.len(),
+            core: state.core.counters(),
+            shell: state.counters,
+            moved,
+            fallbacks,
+        }
+    }
+
+    /// As Prometheus text.
+    pub(crate) fn render(&self) -> String {
+        let recorder = PrometheusBuilder::new().build_recorder();
+        let handle = recorder.handle();
+        metrics::with_local_recorder(&recorder, || {
+            for (name, help) in METRICS {
+                if name.ends_with("_total") {
+                    metrics::describe_counter!(name, help);
+                } else {
+                    metrics::describe_gauge!(name, help);
+                }
+            }
+            self.record();
+        });
+        handle.render()
+    }
+
+    fn record(&self) {
+        gauge!("millstream_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
+        for (&state, &count) in &self.nodes {
+            gauge!("millstream_nodes", "state" => state).set(count);
+        }
+        for (&state, &count) in &self.stages {
+            gauge!("millstream_stages", "state" => state).set(count);
+        }
+        gauge!("millstream_datasets").set(self.datasets as f64);
+        let core = &self.core;
+        counter!("millstream_assignments_total").absolute(core.assignments);
+        let ended = [("done", core.done), ("failed", core.failed)];
+        for (outcome, count) in ended {
+            counter!("millstream_assignments_ended_total", "outcome" => outcome).absolute(count);
+        }
+        counter!("millstream_origin_leases_total").absolute(core.origin_leases);
+        counter!("millstream_leases_expired_total").absolute(core.leases_expired);
+        counter!("millstream_requeues_total").absolute(core.requeues);
+        counter!("millstream_quarantines_total").absolute(core.quarantines);
+        counter!("millstream_disputes_total").absolute(core.disputes);
+        counter!("millstream_shards_failed_total").absolute(core.shards_failed);
+        let moved = &self.moved;
+        let received = [("origin", moved.received_origin), ("rdma", moved.received_rdma), ("tcp", moved.received_tcp)];
+        for (source, bytes) in received {
+            counter!("millstream_cluster_received_bytes_total", "source" => source).absolute(bytes);
+        }
+        for (transport, bytes) in [("rdma", moved.sent_rdma), ("tcp", moved.sent_tcp)] {
+            counter!("millstream_cluster_sent_bytes_total", "transport" => transport).absolute(bytes);
+        }
+        counter!("millstream_cluster_checksum_failures_total").absolute(moved.checksum_failures);
+        for ((from, to), &count) in &self.fallbacks {
+            let labels = vec![Label::new("from", from.clone()), Label::new("to", to.clone())];
+            gauge!("millstream_cluster_fallbacks", labels).set(count as f64);
+        }
+        let shell = &self.shell;
+        let dropped =
+            [("message", shell.refused_messages), ("slow-session", shell.overflows), ("agent", shell.refused_sessions)];
+        for (kind, count) in dropped {
+            counter!("millstream_coordinator_dropped_total", "kind" => kind).absolute(count);
+        }
+    }
+}

@@ -1,0 +1,198 @@
+//! A new version: what is under a URL, pinned as a manifest.
+//!
+//! Participants: the client service asks; the origin answers; the driver decides about names. Goals: an index beside
+//! the data spares the checksum requests and knows every piece; a stale one is told and left aside. Non-goals:
+//! reading the objects' bytes.
+
+use std::sync::Arc;
+
+use millstream_origin::{ListedObject, Origin, OriginError, index};
+use millstream_proto::{manifest, v1};
+use millstream_types::{DatasetKind, DatasetName, DatasetRef, Layout, Manifest, ShardEntry, Version};
+use tokio::sync::mpsc;
+
+use crate::driver::DriverHandle;
+use crate::failure::RequestError;
+use crate::limits::URL_BYTES_MAX;
+
+/// A request, checked.
+#[derive(Clone, Debug)]
+pub(crate) struct Addition {
+    name: DatasetName,
+    version: Option<Version>,
+    kind: DatasetKind,
+    url: String,
+}
+
+impl Addition {
+    pub(crate) fn parse(request: &v1::AddDatasetRequest) -> Result<Addition, RequestError> {
+        let usage = |field, reason: String| RequestError::Usage { field, reason };
+        let version = match request.version.as_str() {
+            "" => None,
+            text => Some(text.parse()?),
+        };
+        let kind = match request.kind.as_str() {
+            "" | "dataset" => DatasetKind::Dataset,
+            "checkpoint" => {
+                DatasetKind::Checkpoint { run: request.run.parse::<DatasetName>()?.to_string(), step: request.step }
+            }
+            other => return Err(usage("kind", format!("{other:?} is not dataset or checkpoint"))),
+        };
+        if request.url.len() > URL_BYTES_MAX {
+            return Err(usage("url", format!("over {URL_BYTES_MAX} bytes")));
+        }
+        Ok(Addition { name: request.name.parse()?, version, kind, url: request.url.clone() })
+    }
+}
+
+/// What was found at the origin.
+struct Snapshot {
+    piece_len: u64,
+    shards: Vec<ShardEntry>,
+    indexed: bool,
+}
+
+type Progress = mpsc::Sender<Result<v1::AddDatasetProgress, tonic::Status>>;
+
+/// Registers what is under the URL, and tells the progress.
+pub(crate) async fn add(
+    driver: &DriverHandle,
+    addition: Addition,
+    progress: &Progress,
+) -> Result<v1::AddDatasetProgress, RequestError> {
+    let (url, steps) = (addition.url.clone(), progress.clone());
+    // On a thread of its own: decoding an index and sorting a listing of millions take seconds.
+    let runtime = tokio::runtime::Handle::current();
+    let found = blocking(move || {
+        runtime.block_on(async {
+            tokio::select! {
+                found = snapshot(&url, &steps) => found,
+                // A client that has gone wants no dataset that takes minutes to list.
+                () = steps.closed() => Err(RequestError::Stopping),
+            }
+        })
+    });
+    let snapshot = found.await??;
+    let shards = snapshot.shards.len() as u64;
+    let mut tries = 0;
+    let (info, already_there) = loop {
+        let answer = try_add(driver, &addition, &snapshot).await;
+        tries += 1;
+        match answer {
+            // Somebody else took the version that we had chosen: choose again.
+            Err(RequestError::VersionConflict { .. }) if addition.version.is_none() && tries < 5 => {}
+            other => break other?,
+        }
+    };
+    Ok(v1::AddDatasetProgress {
+        objects_listed: shards,
+        bytes_listed: info.bytes,
+        checksums_read: shards,
+        done: Some(info),
+        already_there,
+    })
+}
+
+async fn try_add(
+    driver: &DriverHandle,
+    addition: &Addition,
+    snapshot: &Snapshot,
+) -> Result<(v1::DatasetInfo, bool), RequestError> {
+    let name = addition.name.clone();
+    let plan = driver.call(move |state, _| state.plan(&name)).await??;
+    // Without a version, the same bytes again are the version that is there: a second one would only fill disks.
+    let latest = plan.latest.filter(|_| addition.version.is_none());
+    let latest_version = latest.as_ref().map(|m| m.name().version.clone());
+    let again = match &latest_version {
+        Some(version) => {
+            let same = build(addition, snapshot, version.clone()).await?;
+            latest.is_some_and(|l| l.digest() == same.digest())
+        }
+        None => false,
+    };
+    let version = match (&addition.version, latest_version) {
+        (Some(version), _) => version.clone(),
+        (None, Some(version)) if again => version,
+        _ => plan.version,
+    };
+    let manifest = Arc::new(build(addition, snapshot, version).await?);
+    let to_encode = manifest.clone();
+    let encoded = blocking(move || manifest::encode(&to_encode, None)).await??;
+    let indexed = snapshot.indexed;
+    let answer = driver.call(move |state, now| state.add_version(now, manifest, Arc::new(encoded), indexed));
+    answer.await??.settle().await
+}
+
+async fn build(addition: &Addition, snapshot: &Snapshot, version: Version) -> Result<Manifest, RequestError> {
+    let name = DatasetRef { name: addition.name.clone(), version };
+    let (kind, url) = (addition.kind.clone(), addition.url.clone());
+    let (piece_len, shards) = (snapshot.piece_len, snapshot.shards.clone());
+    let built = blocking(move || Manifest::new(name, kind, url, piece_len, shards)).await?;
+    built.map_err(|source| RequestError::Manifest { url: addition.url.clone(), source })
+}
+
+/// Off the async threads: millions of shards take a second to sort and hash.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, RequestError> {
+    tokio::task::spawn_blocking(work).await.map_err(|_| RequestError::Stopping)
+}
+
+async fn snapshot(url: &str, progress: &Progress) -> Result<Snapshot, RequestError> {
+    let at_origin = |source: OriginError| RequestError::Origin { url: url.to_owned(), source };
+    let origin = Origin::from_url(url).map_err(at_origin)?;
+    // A slow client misses progress; nothing waits for it.
+    let tell = |step: v1::AddDatasetProgress| drop(progress.try_send(Ok(step)));
+    let listing = origin.list(|seen| {
+        tell(v1::AddDatasetProgress { objects_listed: seen.objects, bytes_listed: seen.bytes, ..Default::default() });
+    });
+    let listing = listing.await.map_err(at_origin)?;
+    if listing.objects.is_empty() {
+        return Err(at_origin(OriginError::NotFound {
+            key: String::new(),
+            detail: "nothing is under that URL".into(),
+        }));
+    }
+    let bytes_listed = listing.objects.iter().map(|o| o.len).sum();
+    if listing.has_index
+        && let Some(found) = from_index(&origin, &listing.objects).await.map_err(at_origin)?
+    {
+        return Ok(found);
+    }
+    let objects_listed = listing.objects.len() as u64;
+    let checksums = origin.checksums(&listing.objects, |checksums_read| {
+        tell(v1::AddDatasetProgress { objects_listed, bytes_listed, checksums_read, ..Default::default() });
+    });
+    let checksums = checksums.await.map_err(at_origin)?;
+    let shards = listing.objects.into_iter().zip(checksums);
+    let shards = shards.map(|(object, checksum)| ShardEntry {
+        key: object.key,
+        len: object.len,
+        etag: object.etag,
+        version_id: object.version_id,
+        checksum,
+        piece_crcs: None,
+    });
+    Ok(Snapshot { piece_len: Layout::piece_len_for(bytes_listed), shards: shards.collect(), indexed: false })
+}
+
+/// The snapshot that the index beside the data describes; `None` when it is unusable, which is told.
+async fn from_index(origin: &Origin, objects: &[ListedObject]) -> Result<Option<Snapshot>, OriginError> {
+    let Some(bytes) = index::read(origin).await? else {
+        return Ok(None);
+    };
+    let decoded = tokio::task::spawn_blocking(move || manifest::decode(&bytes)).await;
+    let decoded = match decoded {
+        Ok(Ok(index)) => index,
+        Ok(Err(error)) => {
+            tracing::warn!(url = origin.url(), %error, "the index beside the data is damaged; going on without it");
+            return Ok(None);
+        }
+        Err(_) => return Ok(None),
+    };
+    match index::matching(&decoded, objects) {
+        Ok(shards) => Ok(Some(Snapshot { piece_len: decoded.layout().piece_len(), shards, indexed: true })),
+        Err(error) => {
+            tracing::warn!(url = origin.url(), %error, "going on without the index beside the data");
+            Ok(None)
+        }
+    }
+}

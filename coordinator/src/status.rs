@@ -1,0 +1,290 @@
+//! The document of `millstream status --json` and `GET /api/v1/status`.
+//!
+//! Its named fields keep their names and shapes (docs/reference); others may be added.
+
+use std::collections::BTreeMap;
+
+use millstream_coordinator_core::event::{NodeState, Placement};
+use millstream_types::{DatasetId, Time};
+use serde::Serialize;
+
+use crate::datasets::Dataset;
+use crate::driver::State;
+use crate::driver::state::Notice;
+use crate::failure::RequestError;
+use crate::nodes::Node;
+
+/// Everything.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Document {
+    version: &'static str,
+    coordinator: Coordinator,
+    pub(crate) nodes: Vec<NodeStatus>,
+    datasets: Vec<DatasetStatus>,
+    stages: Vec<StageStatus>,
+    notices: Vec<Notice>,
+}
+
+#[derive(Clone, Debug, Serialize)]
+struct Coordinator {
+    id: String,
+    leader: bool,
+    uptime_s: f64,
+    state_store: String,
+}
+
+/// One node.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct NodeStatus {
+    pub(crate) node: String,
+    pub(crate) state: &'static str,
+    address: String,
+    labels: BTreeMap<String, String>,
+    transports: Vec<String>,
+    io: String,
+    disk: Disk,
+    received_bytes: Received,
+    sent_bytes: Sent,
+    rate_bytes_per_s: Rate,
+    fallbacks: Vec<Fallback>,
+    io_reason: String,
+    http: String,
+    agent_version: String,
+    checksum_failures: u64,
+    quarantined_s: f64,
+    outstanding_bytes: u64,
+    last_seen_s: Option<f64>,
+    last_errors: Vec<String>,
+}
+
+#[derive(Clone, Debug, Serialize)]
+struct Disk {
+    capacity_bytes: u64,
+    used_bytes: u64,
+    pinned_bytes: u64,
+    partial_bytes: u64,
+}
+
+#[derive(Clone, Debug, Serialize)]
+struct Received {
+    origin: u64,
+    rdma: u64,
+    tcp: u64,
+}
+
+#[derive(Clone, Debug, Serialize)]
+struct Sent {
+    rdma: u64,
+    tcp: u64,
+}
+
+#[derive(Clone, Debug, Serialize)]
+struct Rate {
+    r#in: u64,
+    out: u64,
+}
+
+#[derive(Clone, Debug, Serialize)]
+struct Fallback {
+    from: String,
+    to: String,
+    reason: String,
+    count: u64,
+}
+
+#[derive(Clone, Debug, Serialize)]
+struct DatasetStatus {
+    name: String,
+    version: String,
+    digest: String,
+    shards: u64,
+    bytes: u64,
+    origin_url: String,
+    origin_verified: bool,
+    nodes: Vec<ReplicaStatus>,
+    kind: &'static str,
+    created_unix_s: i64,
+    indexed: bool,
+    pinned_on: Vec<String>,
+    failures: Vec<String>,
+}
+
+#[derive(Clone, Debug, Serialize)]
+struct ReplicaStatus {
+    node: String,
+    shards_ready: u32,
+    bytes_ready: u64,
+    state: &'static str,
+    reason: String,
+    shards_wanted: u32,
+    bytes_wanted: u64,
+}
+
+#[derive(Clone, Debug, Serialize)]
+struct StageStatus {
+    id: u64,
+    dataset: String,
+    nodes: Vec<String>,
+    placement: String,
+    priority: u32,
+    state: &'static str,
+    bytes_total: u64,
+    bytes_ready: u64,
+    origin_bytes: u64,
+    started_at: String,
+    elapsed_s: f64,
+    eta_s: Option<f64>,
+    bound_s: Option<f64>,
+    bound_by: &'static str,
+    ratio_to_bound: Option<f64>,
+}
+
+fn seconds(us: u64) -> f64 {
+    us as f64 / 1e6
+}
+
+/// RFC 3339, seconds.
+fn timestamp(unix_s: i64) -> String {
+    let since = std::time::Duration::from_secs(u64::try_from(unix_s).unwrap_or(0));
+    humantime::format_rfc3339_seconds(std::time::UNIX_EPOCH + since).to_string()
+}
+
+impl State {
+    /// The document; of one version when `selector` is not empty.
+    pub(crate) fn status(&self, now: Time, selector: &str) -> Result<Document, RequestError> {
+        let only = match selector {
+            "" => None,
+            text => Some(self.select(text)?.id),
+        };
+        let wanted = |id: DatasetId| only.is_none_or(|o| o == id);
+        Ok(Document {
+            version: env!("CARGO_PKG_VERSION"),
+            coordinator: Coordinator {
+                id: self.settings.id.clone(),
+                leader: true,
+                uptime_s: now.as_secs_f64(),
+                state_store: self.store.description().to_owned(),
+            },
+            nodes: self.node_statuses(now),
+            datasets: self.datasets.iter().filter(|d| wanted(d.id)).map(|d| self.dataset_status(d)).collect(),
+            stages: self.stage_statuses(now, wanted),
+            notices: self.notices.iter().rev().cloned().collect(),
+        })
+    }
+
+    /// All nodes, by name.
+    pub(crate) fn node_statuses(&self, now: Time) -> Vec<NodeStatus> {
+        let mut nodes: Vec<_> = self.nodes.iter().map(|n| self.node_status(now, n)).collect();
+        nodes.sort_by(|a, b| a.node.cmp(&b.node));
+        nodes
+    }
+
+    pub(crate) fn node_status(&self, now: Time, node: &Node) -> NodeStatus {
+        let view = self.core.node(node.id, now);
+        let state = view.as_ref().map_or(NodeState::Down, |v| v.state);
+        let hello = node.hello.clone();
+        let report = &node.report;
+        let moved = report.moved();
+        let fallbacks = report.fallbacks.iter().map(|((from, to, reason), &count)| Fallback {
+            from: from.clone(),
+            to: to.clone(),
+            reason: reason.clone(),
+            count,
+        });
+        NodeStatus {
+            node: node.name.clone(),
+            state: state.as_str(),
+            address: node.address().to_owned(),
+            fallbacks: fallbacks.collect(),
+            disk: Disk {
+                capacity_bytes: report.capacity_bytes,
+                used_bytes: report.used_bytes,
+                pinned_bytes: report.pinned_bytes,
+                partial_bytes: report.partial_bytes,
+            },
+            received_bytes: Received {
+                origin: moved.received_origin,
+                rdma: moved.received_rdma,
+                tcp: moved.received_tcp,
+            },
+            sent_bytes: Sent { rdma: moved.sent_rdma, tcp: moved.sent_tcp },
+            rate_bytes_per_s: Rate { r#in: report.in_bytes_per_s, out: report.out_bytes_per_s },
+            checksum_failures: moved.checksum_failures,
+            quarantined_s: view.as_ref().map_or(0.0, |v| seconds(v.quarantined_us)),
+            outstanding_bytes: view.as_ref().map_or(0, |v| v.outstanding_bytes),
+            last_seen_s: hello.is_some().then(|| seconds(now.since(node.last_seen))),
+            last_errors: report.last_errors.clone(),
+            labels: hello.as_ref().map(|h| h.labels.clone()).unwrap_or_default(),
+            transports: hello.as_ref().map(|h| h.transports.clone()).unwrap_or_default(),
+            io: hello.as_ref().map(|h| h.io.clone()).unwrap_or_default(),
+            io_reason: hello.as_ref().map(|h| h.io_reason.clone()).unwrap_or_default(),
+            http: hello.as_ref().map(|h| h.http.clone()).unwrap_or_default(),
+            agent_version: hello.map(|h| h.agent_version).unwrap_or_default(),
+        }
+    }
+
+    fn dataset_status(&self, dataset: &Dataset) -> DatasetStatus {
+        let info = dataset.info();
+        let replicas = self.core.replicas(dataset.id).into_iter();
+        let mut nodes: Vec<_> = replicas
+            .map(|r| ReplicaStatus {
+                node: self.nodes.name(r.node).to_owned(),
+                shards_ready: r.shards_ready,
+                bytes_ready: r.bytes_ready,
+                state: r.state.as_str(),
+                reason: r.reason,
+                shards_wanted: r.shards_wanted,
+                bytes_wanted: r.bytes_wanted,
+            })
+            .collect();
+        nodes.sort_by(|a, b| a.node.cmp(&b.node));
+        let failures = self.core.failures(dataset.id).into_iter();
+        DatasetStatus {
+            name: info.name,
+            version: info.version,
+            digest: info.digest,
+            shards: info.shards,
+            bytes: info.bytes,
+            origin_url: info.origin_url,
+            origin_verified: info.origin_verified,
+            nodes,
+            kind: if info.kind == "checkpoint" { "checkpoint" } else { "dataset" },
+            created_unix_s: info.created_unix_s,
+            indexed: info.indexed,
+            pinned_on: dataset.pins.iter().cloned().collect(),
+            failures: failures.map(|f| self.shard_failure_words(dataset.id, &f)).collect(),
+        }
+    }
+
+    fn stage_statuses(&self, now: Time, wanted: impl Fn(DatasetId) -> bool) -> Vec<StageStatus> {
+        let views = self.core.stages(now).into_iter();
+        let known = views.filter_map(|v| Some((self.stages.get(&v.stage)?, v)));
+        let known = known.filter(|(s, _)| wanted(s.dataset));
+        known
+            .map(|(stage, view)| {
+                let elapsed_s = seconds(view.elapsed_us);
+                let bound_s = view.bound_us.map(seconds);
+                StageStatus {
+                    id: stage.record.id,
+                    dataset: self.dataset_name(stage.dataset),
+                    nodes: stage.record.nodes.clone(),
+                    placement: match view.placement {
+                        Placement::Replicate => "replicate".into(),
+                        Placement::Spread(r) => format!("spread={r}"),
+                    },
+                    priority: view.priority,
+                    state: view.state,
+                    bytes_total: view.bytes_total,
+                    bytes_ready: view.bytes_ready,
+                    origin_bytes: view.origin_bytes,
+                    started_at: timestamp(stage.record.created_unix_s),
+                    elapsed_s,
+                    eta_s: view.eta_us.map(seconds),
+                    bound_s,
+                    bound_by: view.bound_by,
+                    ratio_to_bound: bound_s.filter(|&b| b > 0.0).map(|b| elapsed_s / b),
+                }
+            })
+            .collect()
+    }
+}
