@@ -177,7 +177,7 @@ class Network:
         servers, clients = [], []
         try:
             for n, (_, to) in enumerate(pairs):
-                servers.append(to.spawn("iperf3", "-s", "-1", "-p", 5201 + n, stdout=subprocess.DEVNULL))
+                servers.append(to.spawn("iperf3", "-s", "-1", "-p", 5201 + n, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
             for n, (_, to) in enumerate(pairs):
                 listening = lambda: f":{5201 + n} " in to.run("ss", "-Hltn")  # noqa: E731, B023
                 wait_for("iperf3", listening, process=servers[n])

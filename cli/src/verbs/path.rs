@@ -23,7 +23,7 @@ pub async fn run(args: PathArgs) -> Result<()> {
     };
     if session.json {
         let document =
-            json!({"dataset": reply.get("dataset"), "digest": reply.get("digest"), "key": args.key, "path": path});
+            json!({"dataset": reply.get("dataset"), "key": args.key, "path": path});
         return output::json(&document);
     }
     output::line(path)
