@@ -213,12 +213,43 @@ impl Core {
                 self.node_down(now, peer);
             }
             FailureKind::Checksum | FailureKind::Unreachable | FailureKind::Timeout | FailureKind::Protocol => {
-                if let Some(for_us) = known.quarantine.complain(now, failure.kind, by) {
+                let before = known.quarantine.distrusted(now);
+                let quarantined = known.quarantine.complain(now, failure.kind, by);
+                let distrusted = !before && known.quarantine.distrusted(now);
+                if let Some(for_us) = quarantined {
                     self.counters.quarantines += 1;
                     self.note(Note::Quarantined { node: peer, kind: failure.kind, for_us });
                 }
+                if distrusted {
+                    self.shun(now, peer);
+                }
             }
             _ => {}
+        }
+    }
+
+    /// The copies of a node do not count any more: what only it has is read again, elsewhere.
+    fn shun(&mut self, now: Time, node: NodeId) {
+        for id in self.dataset_ids() {
+            self.with(id, |core, ds| {
+                for e in 0..ds.extents.len() as u32 {
+                    if ds.extents[e as usize].have.get(node.0) {
+                        core.abandon_copies(ds, now, e);
+                    }
+                }
+            });
+        }
+        self.serve_all(now);
+    }
+
+    /// Recalls all that wait for copies none of which is to be trusted, so that one of them reads the origin.
+    pub(crate) fn abandon_copies(&mut self, ds: &mut Dataset, now: Time, e: u32) {
+        let extent = &ds.extents[e as usize];
+        let distrusted = |h| self.nodes.get(NodeId(h)).is_some_and(|n| n.quarantine.distrusted(now));
+        if extent.lease.is_none() && !extent.have.is_empty() && extent.have.iter().all(distrusted) {
+            for no in extent.flights.clone() {
+                self.recall(ds, now, no);
+            }
         }
     }
 

@@ -94,6 +94,9 @@ pub(crate) struct Quarantine {
     checksum_strikes: u32,
     other_strikes: u32,
     last_reporter: Option<NodeId>,
+    /// Who met bad bytes first since the quarantine began, and whether somebody else did, too.
+    accuser: Option<NodeId>,
+    corroborated: bool,
 }
 
 impl Quarantine {
@@ -103,9 +106,12 @@ impl Quarantine {
         let for_us = if kind == FailureKind::Checksum {
             // Complaints about pieces sent before the quarantine began are the same offence.
             if running && self.checksum_strikes > 0 {
+                self.corroborated |= self.accuser != Some(by);
                 return None;
             }
             self.checksum_strikes += 1;
+            self.accuser = Some(by);
+            self.corroborated = false;
             doubled(QUARANTINE_CHECKSUM_US, self.checksum_strikes - 1, QUARANTINE_CHECKSUM_MAX_US)
         } else {
             if running {
@@ -129,9 +135,10 @@ impl Quarantine {
         }
     }
 
-    /// Its copies do not count.
+    /// Its copies do not count: two nodes got bad bytes from it, or one did again and again (that one may itself be
+    /// the broken one).
     pub(crate) fn distrusted(&self, now: Time) -> bool {
-        now < self.until && self.checksum_strikes >= DISTRUST_STRIKES
+        now < self.until && (self.corroborated || self.checksum_strikes >= DISTRUST_STRIKES)
     }
 }
 
@@ -300,8 +307,10 @@ mod tests {
         let mut q = Quarantine::default();
         let (a, b) = (NodeId(1), NodeId(2));
         let first = q.complain(Time(0), FailureKind::Checksum, a).unwrap();
-        assert_eq!(q.complain(Time(1), FailureKind::Checksum, b), None);
+        assert_eq!(q.complain(Time(1), FailureKind::Checksum, a), None);
         assert!(!q.distrusted(Time(1)));
+        assert_eq!(q.complain(Time(2), FailureKind::Checksum, b), None);
+        assert!(q.distrusted(Time(2)));
         let second = q.complain(Time(first), FailureKind::Checksum, b).unwrap();
         assert_eq!(second, 2 * first);
         assert!(q.distrusted(Time(first)));

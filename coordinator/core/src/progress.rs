@@ -51,6 +51,7 @@ impl Core {
                 core.judge_stages(now, ds);
             }
             core.mark_ready(ds, now, flight.extent, node);
+            core.abandon_copies(ds, now, flight.extent);
             if let Some(known) = core.nodes.get_mut(node) {
                 known.succeeded();
             }
