@@ -97,7 +97,7 @@ impl World {
                 continue;
             };
             let segment = flight.bytes.div_ceil(SEGMENTS);
-            let backlog = transfer_us(segment, down_rate);
+            let backlog = 2 * transfer_us(segment, down_rate);
             if down_free > now + backlog {
                 let free = down_free - backlog;
                 soonest = Some(soonest.map_or(free, |s| s.min(free)));
