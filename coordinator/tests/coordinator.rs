@@ -34,19 +34,22 @@ async fn a_dataset_is_staged_and_the_wait_ends() {
     let read: Vec<_> = one.origin_pieces.iter().chain(&two.origin_pieces).collect();
     assert_eq!(read.len() as u32, one.held[&0].manifest.layout().pieces(), "each byte is read once from the origin");
 
-    // An agent that opens it now learns every checksum with the manifest.
-    let digest = hex_bytes(&info.digest);
-    let manifest = one.manifest(&digest).await;
-    assert!(manifest.shards().iter().all(|s| s.piece_crcs.is_some()));
+    // A node that comes later learns every checksum, with the manifest or after it, and reads nothing from the origin.
+    let mut late = Agent::join(&coordinator, "n3").await;
+    stage(&mut client, "d", "n3").await.unwrap();
+    late.obey_until_sealed(2).await;
+    let pieces = late.held[&0].manifest.layout().pieces();
+    while !late.held[&0].known.contains_range(0..pieces) {
+        late.obey_one().await;
+    }
+    assert!(late.origin_pieces.is_empty());
+    assert!(!late.peer_sources.is_empty());
+    wait(&mut client, "d", "all", 0).await.unwrap();
 
     let status = coordinator.status().await;
     assert_eq!(status["datasets"][0]["nodes"][0]["state"], "ready");
     assert_eq!(status["stages"][0]["state"], "done");
     coordinator.stop().await;
-}
-
-fn hex_bytes(hex: &str) -> Vec<u8> {
-    hex.parse::<millstream_types::Digest>().unwrap().0.to_vec()
 }
 
 #[tokio::test]

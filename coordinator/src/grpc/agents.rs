@@ -201,6 +201,28 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_manifest_carries_the_checksums_of_whole_shards_only() {
+        let shard = |key: &str, len| millstream_types::ShardEntry {
+            key: key.parse().unwrap(),
+            len,
+            etag: None,
+            version_id: None,
+            checksum: None,
+            piece_crcs: None,
+        };
+        let piece = 65536;
+        let shards = vec![shard("a", piece * 2), shard("b", piece), shard("c", piece * 3), shard("d", 0)];
+        let kind = millstream_types::DatasetKind::Dataset;
+        let manifest = Manifest::new("d@v1".parse().unwrap(), kind, "file:///x".into(), piece, shards).unwrap();
+        let crcs = |range: std::ops::Range<u64>| range.map(Crc64).collect::<Vec<_>>();
+        // Of c, only two of three pieces are known.
+        let known = vec![(0, crcs(0..3)), (4, crcs(4..6))];
+        let decoded = manifest::decode(&encode(&manifest, &known).unwrap()).unwrap();
+        let found: Vec<_> = decoded.shards().iter().map(|s| s.piece_crcs.clone().filter(|c| !c.is_empty())).collect();
+        assert_eq!(found, [Some(crcs(0..2)), Some(crcs(2..3)), None, None]);
+    }
+
+    #[test]
     fn an_unspecified_address_is_where_the_agent_comes_from() {
         let listen = |text: &str| {
             let mut text = text.to_owned();

@@ -187,6 +187,8 @@ pub struct Held {
     pub manifest: Manifest,
     pub pieces: RunSet,
     pub sealed: RunSet,
+    /// Pieces whose checksum it was told, with the manifest or since.
+    pub known: RunSet,
 }
 
 /// An agent whose session is open.
@@ -270,7 +272,13 @@ impl Agent {
     async fn attach(&mut self, attach: &v1::Attach) {
         let manifest = self.manifest(&attach.digest).await;
         let digest = manifest.digest();
-        let (pieces, sealed) = self.disk.get(&digest).cloned().unwrap_or_default();
+        let (pieces, sealed) = match self.held.get(&attach.dataset) {
+            Some(held) => (held.pieces.clone(), held.sealed.clone()),
+            None => self.disk.get(&digest).cloned().unwrap_or_default(),
+        };
+        let layout = manifest.layout();
+        let listed = manifest.shards().iter().enumerate().filter(|(_, s)| s.piece_crcs.is_some());
+        let known = RunSet::from_runs(listed.map(|(shard, _)| layout.shard_pieces(shard as u32)));
         self.say(Body::Inventory(v1::Inventory {
             dataset: attach.dataset,
             digest: attach.digest.clone(),
@@ -279,7 +287,7 @@ impl Agent {
             origin_read: Vec::new(),
         }))
         .await;
-        self.held.insert(attach.dataset, Held { digest, manifest, pieces, sealed });
+        self.held.insert(attach.dataset, Held { digest, manifest, pieces, sealed, known });
     }
 
     async fn fetch(&mut self, assign: &v1::Assign) {
@@ -345,6 +353,10 @@ impl Agent {
         match order {
             Order::Attach(attach) => self.attach(&attach).await,
             Order::Assign(assign) => self.fetch(&assign).await,
+            Order::Checksums(checksums) => {
+                let held = self.held.get_mut(&checksums.dataset).expect("attached before");
+                held.known.insert_range(checksums.first..checksums.first + checksums.crcs.len() as u32);
+            }
             Order::Detach(detach) => {
                 let held = self.held.remove(&detach.dataset);
                 let bytes = held.map_or(0, |h| h.manifest.layout().bytes());
