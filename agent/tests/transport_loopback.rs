@@ -23,8 +23,8 @@ async fn pieces_come_from_memory() {
         fetch_right(&client, &server.address, piece, 300_001).await;
     }
     assert_eq!(client.transport.stats().connects(), 1, "one connection is enough");
-    assert_eq!(server.stats.sent_bytes(), 4 * 300_001);
-    assert_eq!((server.stats.sent_bytes_file(), server.stats.sent_pieces()), (0, 4));
+    server.wait_sent(4).await;
+    assert_eq!((server.stats.sent_bytes(), server.stats.sent_bytes_file()), (4 * 300_001, 0));
     client.all_slots_back().await;
     assert_eq!(server.stop().await, DrainOutcome::Clean);
 }
@@ -36,6 +36,7 @@ async fn pieces_come_from_files() {
     for piece in [2, 0, 1] {
         fetch_right(&client, &server.address, piece, 4 << 20).await;
     }
+    server.wait_sent(3).await;
     assert_eq!(server.stats.sent_bytes_file(), 3 * (4 << 20));
     assert_eq!(server.stop().await, DrainOutcome::Clean);
 }
@@ -43,7 +44,8 @@ async fn pieces_come_from_files() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_pipelined_fetches_get_their_own_pieces() {
     for source in [TestSource::memory(60, 150_000), TestSource::file(60, 150_000)] {
-        let server = Server::start(source).await;
+        source.hold(0..60);
+        let server = Server::start(source.clone()).await;
         let client = Client::new();
         let mut fetches: FuturesUnordered<_> = (0..240u32)
             .map(|i| i * 7 % 60)
@@ -52,9 +54,13 @@ async fn many_pipelined_fetches_get_their_own_pieces() {
                 async move { fetch_right(client, address, piece, 150_000).await }
             })
             .collect();
-        while fetches.next().await.is_some() {}
+        tokio::join!(async { while fetches.next().await.is_some() {} }, async {
+            // Both windows are full before the first piece comes; the other requests wait on this side.
+            eventually(|| source.waiting() == 128, || format!("{} requests wait", source.waiting())).await;
+            (0..60).for_each(|piece| source.release(piece));
+        });
         assert_eq!(client.transport.stats().connects(), 2, "a full pipeline opens the second connection, no third");
-        assert_eq!(server.stats.sent_pieces(), 240);
+        server.wait_sent(240).await;
     }
 }
 
@@ -165,7 +171,7 @@ async fn another_cluster_is_refused_with_the_reason() {
     let mut config = TcpConfig::new("client");
     config.token = TokenHash([1; 32]);
     fetch_right(&Client::with(config), &server.address, 0, 70_000).await;
-    assert_eq!(server.closed("cluster token"), 1);
+    server.wait_closed("cluster token").await;
 }
 
 #[tokio::test]

@@ -166,6 +166,11 @@ impl Server {
         self.task.await.unwrap()
     }
 
+    /// Waits until so many pieces are counted as sent: the receiver may have the last byte before that.
+    pub async fn wait_sent(&self, pieces: u64) {
+        eventually(|| self.stats.sent_pieces() == pieces, || format!("{} sent", self.stats.sent_pieces())).await;
+    }
+
     /// How often connections were closed for this reason.
     pub fn closed(&self, reason: &str) -> u64 {
         self.stats.closed().into_iter().find(|(r, _)| *r == reason).map_or(0, |(_, n)| n)
