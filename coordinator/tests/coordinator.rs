@@ -1,5 +1,7 @@
 //! The whole coordinator over its sockets, with agents and clients played by the test.
 
+#![allow(clippy::unwrap_used)]
+
 mod support;
 
 use millstream_proto::v1::agent_message::Body;
@@ -92,6 +94,9 @@ async fn a_restart_keeps_catalog_and_stages_and_reads_nothing_again() {
     coordinator.stop().await;
     let agent = obeying.await.unwrap();
     assert!(agent.origin_pieces.is_empty(), "nothing is read again");
+    // Its inventory named no checksums: they were kept.
+    let held = agent.held.values().next().unwrap();
+    assert!(held.known.contains_range(0..held.manifest.layout().pieces()));
 }
 
 #[tokio::test]
@@ -421,4 +426,60 @@ async fn a_second_coordinator_on_the_same_directory_is_refused() {
     let error = soon(second).await.unwrap_err().to_string();
     assert!(error.contains("in use"), "{error}");
     coordinator.stop().await;
+}
+
+/// The catalog as it lies on disk while the coordinator runs is what `kill -9` leaves.
+#[tokio::test]
+async fn what_was_acknowledged_survives_a_kill() {
+    let (state, data) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    shard(data.path(), "a", 1000, 1);
+    let coordinator = Coordinator::start(config(state.path())).await;
+    let mut client = coordinator.client().await;
+    let _agent = Agent::join(&coordinator, "n1").await;
+    let added = add(&mut client, "d", "", data.path()).await.unwrap().done.unwrap();
+    let staged = stage(&mut client, "d", "n1").await.unwrap();
+    let left = tempfile::tempdir().unwrap();
+    std::fs::copy(state.path().join("catalog.redb"), left.path().join("catalog.redb")).unwrap();
+
+    let second = Coordinator::start(config(left.path())).await;
+    let status = second.status().await;
+    assert_eq!(status["datasets"][0]["digest"], added.digest);
+    assert_eq!(status["stages"][0]["id"], staged.stage);
+    assert_eq!(status["stages"][0]["nodes"], serde_json::json!(["n1"]));
+    assert_eq!(status["nodes"][0]["state"], "down", "a node of a stage is known before it is back");
+    second.stop().await;
+    coordinator.stop().await;
+}
+
+#[tokio::test]
+async fn a_damaged_catalog_is_named_at_the_start() {
+    let state = tempfile::tempdir().unwrap();
+    Coordinator::start(config(state.path())).await.stop().await;
+    let file = state.path().join("catalog.redb");
+    let mut bytes = std::fs::read(&file).unwrap();
+    bytes.iter_mut().for_each(|b| *b ^= 0x5a);
+    std::fs::write(&file, bytes).unwrap();
+    let started = millstream_coordinator::run(config(state.path()), Default::default(), None);
+    let error = soon(started).await.unwrap_err().to_string();
+    assert!(error.contains("catalog.redb") && error.contains("restore a copy"), "{error}");
+}
+
+#[tokio::test]
+async fn a_wait_ends_when_the_coordinator_stops_and_says_so() {
+    let (state, data) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    shard(data.path(), "a", 1000, 1);
+    let coordinator = Coordinator::start(config(state.path())).await;
+    let mut client = coordinator.client().await;
+    add(&mut client, "d", "", data.path()).await.unwrap();
+    let request = v1::WaitRequest { dataset: "d".into(), nodes: "all".into(), timeout_ms: 0 };
+    let mut steps = client.wait(request).await.unwrap().into_inner();
+    let first = soon(steps.message()).await.unwrap().unwrap();
+    assert!(first.waiting_for[0].reason.contains("no stage"), "{first:?}");
+    coordinator.stop().await;
+    let last = soon(steps.message()).await.unwrap_err();
+    assert_eq!(
+        (last.code(), code(&last)),
+        (tonic::Code::Unavailable, "none"),
+        "as if the connection broke: clients come back"
+    );
 }

@@ -1,6 +1,6 @@
 //! A coordinator in this process, and agents that are played by the test.
 
-#![allow(dead_code)]
+#![allow(dead_code, clippy::unwrap_used)]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
