@@ -23,13 +23,13 @@ use crate::buffers::Arena;
 use crate::control::{CoordinatorLink, SessionEvent, SessionOut};
 use crate::counters::Counters;
 use crate::local::{LocalState, LocalVersion};
-use crate::piece::Unverified;
+use crate::piece::{Unverified, Verified};
 use crate::storage::{SealError, Store, WriteError};
 use crate::table::PieceTable;
 use crate::transport::Transport;
 
-mod carry;
 mod care;
+mod carry;
 mod orders;
 mod report;
 mod versions;
@@ -49,8 +49,10 @@ pub(crate) enum Input {
     Written { dataset: DatasetId, piece: PieceNo, result: Result<(), WriteError> },
     /// A shard is visible, or not.
     Sealed { dataset: DatasetId, shard: ShardNo, result: Result<(), SealError> },
-    /// A sealed shard turned out bad on disk; its file is gone.
+    /// A sealed shard turned out bad on disk.
     Lost { dataset: DatasetId, shard: ShardNo, reason: String },
+    /// A shard's bytes are off the disk, because of this when the shell itself found them bad.
+    Discarded { dataset: DatasetId, shard: ShardNo, lost: Option<String> },
     /// Part of the answer to a verify order.
     Checked(v1::VerifyReport),
     /// A version was removed from the disk, or not.
@@ -91,6 +93,14 @@ struct Peer {
     address: String,
 }
 
+/// An accepted piece on its way to the disk.
+struct PieceToWrite {
+    piece: PieceNo,
+    bytes: Verified,
+    crc: Crc64,
+    from_origin: bool,
+}
+
 /// What a driver is made of, besides its own state.
 pub(crate) struct Parts {
     pub store: Arc<Store>,
@@ -119,6 +129,8 @@ pub(crate) struct Driver {
     peer_ids: HashMap<String, PeerId>,
     held: HashMap<(FetchId, PieceNo), Unverified>,
     fetches: HashMap<FetchId, oneshot::Sender<()>>,
+    /// Shards whose bytes are being removed, and writes of new bytes that wait for that.
+    discarding: BTreeMap<(DatasetId, ShardNo), Vec<PieceToWrite>>,
     evict_answers: HashMap<DatasetId, oneshot::Sender<Result<u64, String>>>,
     rates: Rates,
 }
@@ -147,6 +159,7 @@ impl Driver {
             peer_ids: HashMap::new(),
             held: HashMap::new(),
             fetches: HashMap::new(),
+            discarding: BTreeMap::new(),
             evict_answers: HashMap::new(),
             rates: Rates::default(),
         }
@@ -222,6 +235,7 @@ impl Driver {
             Input::Written { dataset, piece, result } => self.apply_written(dataset, piece, result),
             Input::Sealed { dataset, shard, result } => self.apply_sealed(dataset, shard, result),
             Input::Lost { dataset, shard, reason } => self.apply_lost(dataset, shard, reason),
+            Input::Discarded { dataset, shard, lost } => self.apply_discarded(dataset, shard, lost),
             Input::Checked(report) => self.send(Body::Verified(report)),
             Input::Evicted { dataset, result } => self.apply_evicted(dataset, result),
             Input::Ask(ask) => self.apply_ask(ask),
@@ -280,4 +294,3 @@ async fn sleep_until(at: Option<Instant>) {
         None => std::future::pending().await,
     }
 }
-

@@ -22,7 +22,8 @@ pub(crate) async fn serve(
     let ready = move || {
         // Ready means: orders can arrive. What is on disk is served to trainers and peers without it.
         let up = link.channel().is_some();
-        let answer = if up { (StatusCode::OK, "ready\n") } else { (StatusCode::SERVICE_UNAVAILABLE, "no coordinator\n") };
+        let answer =
+            if up { (StatusCode::OK, "ready\n") } else { (StatusCode::SERVICE_UNAVAILABLE, "no coordinator\n") };
         std::future::ready(answer)
     };
     let app = Router::new()

@@ -179,7 +179,10 @@ impl LocalApi {
             }
         }
         let node = &self.node;
-        Err(refusal(4, format!("{selector} is not staged on node {node}; run: millstream stage {selector} --nodes {node}")))
+        Err(refusal(
+            4,
+            format!("{selector} is not staged on node {node}; run: millstream stage {selector} --nodes {node}"),
+        ))
     }
 
     fn status(&self) -> Value {
@@ -228,7 +231,9 @@ impl LocalApi {
             let detail = format!("{}: {} (repair has begun)", first.key, first.detail);
             return Err(refusal(5, detail));
         }
-        Ok(json!({"shards_checked": report.shards_checked, "bytes_checked": report.bytes_checked, "failures": failures}))
+        Ok(
+            json!({"shards_checked": report.shards_checked, "bytes_checked": report.bytes_checked, "failures": failures}),
+        )
     }
 
     /// Sends progress lines until the version is ready, failed, or the time is over.
@@ -266,7 +271,11 @@ impl LocalApi {
             match &version {
                 Some(version) => {
                     let mut changes = version.progress.subscribe();
-                    let ready = changes.wait_for(|p| p.failed.is_some() || p.closed || p.sealed.len() == u64::from(version.manifest.layout().shards()));
+                    let ready = changes.wait_for(|p| {
+                        p.failed.is_some()
+                            || p.closed
+                            || p.sealed.len() == u64::from(version.manifest.layout().shards())
+                    });
                     let _ = tokio::time::timeout_at(next, ready).await;
                 }
                 None => tokio::time::sleep_until(next).await,
@@ -311,13 +320,14 @@ fn path(version: &LocalVersion, key: Option<&str>) -> Answer {
                 return Err(refusal(3, format!("{name} has no shard {key:?}; run: millstream dataset show {name}")));
             };
             if !version.progress.borrow().sealed.contains(shard) {
-                return Err(refusal(4, format!("{key:?} of {name} is not verified here yet ({})", waiting_for(version))));
+                return Err(refusal(
+                    4,
+                    format!("{key:?} of {name} is not verified here yet ({})", waiting_for(version)),
+                ));
             }
             Ok(json!({"dataset": name.to_string(), "path": version.root.join(key).to_string_lossy()}))
         }
-        None if version.is_ready() => {
-            Ok(json!({"dataset": name.to_string(), "path": version.root.to_string_lossy()}))
-        }
+        None if version.is_ready() => Ok(json!({"dataset": name.to_string(), "path": version.root.to_string_lossy()})),
         None => Err(refusal(4, format!("{name} is not ready here: {}", waiting_for(version)))),
     }
 }

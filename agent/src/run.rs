@@ -24,9 +24,9 @@ use crate::local::LocalState;
 use crate::local_api::{self, LocalApi};
 use crate::storage::{Store, StoreConfig, io};
 use crate::table::PieceTable;
-use crate::transport::tcp::{ServerConfig, TcpConfig, TcpTransport};
 use crate::transport::PieceSource;
 use crate::transport::faulty::FaultySource;
+use crate::transport::tcp::{ServerConfig, TcpConfig, TcpTransport};
 use crate::{http, transport, verify};
 
 /// Makes an agent misbehave towards its peers, for tests of real clusters: see [`FaultySource`].
@@ -144,7 +144,9 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     });
     match drained.await {
         Ok(()) => tracing::info!("stopped; everything in hand was finished"),
-        Err(_) => tracing::warn!(?drain, "stopped before everything in hand was finished; it is resumed at the next start"),
+        Err(_) => {
+            tracing::warn!(?drain, "stopped before everything in hand was finished; it is resumed at the next start")
+        }
     }
     let _ = std::fs::remove_file(config.socket_path());
     Ok(())
@@ -171,14 +173,14 @@ impl Bound {
             .with_context(|| format!("cannot listen for peers on {} (flag --listen)", config.listen))?;
         let http = match &config.http {
             Some(address) => Some(
-                TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address} (flag --http)"))?,
+                TcpListener::bind(address)
+                    .await
+                    .with_context(|| format!("cannot listen on {address} (flag --http)"))?,
             ),
             None => None,
         };
-        let addresses = Addresses {
-            peers: peers.local_addr()?,
-            http: http.as_ref().map(TcpListener::local_addr).transpose()?,
-        };
+        let addresses =
+            Addresses { peers: peers.local_addr()?, http: http.as_ref().map(TcpListener::local_addr).transpose()? };
         let socket = bind_socket(&config.socket_path()).await?;
         Ok(Bound { peers, http, socket, addresses })
     }
@@ -223,11 +225,7 @@ fn make_hello(config: &Arc<Config>, store: &Arc<Store>, choice: &io::IoChoice, b
 }
 
 /// The server counts what it sent; the heartbeat and `/metrics` read it here.
-async fn mirror_sent(
-    counters: Arc<Counters>,
-    stats: Arc<transport::tcp::ServerStats>,
-    shutdown: CancellationToken,
-) {
+async fn mirror_sent(counters: Arc<Counters>, stats: Arc<transport::tcp::ServerStats>, shutdown: CancellationToken) {
     let mut tick = tokio::time::interval(Duration::from_millis(200));
     while !shutdown.is_cancelled() {
         tick.tick().await;

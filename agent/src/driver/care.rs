@@ -2,7 +2,6 @@
 
 use std::time::Instant;
 
-use millstream_agent_core::event::Event;
 use millstream_proto::v1::{self, agent_message::Body};
 use millstream_types::{DatasetId, ShardNo};
 use tokio::sync::oneshot;
@@ -107,14 +106,14 @@ impl Driver {
         });
     }
 
-    /// A sealed shard is bad on disk: out of sight first, then the core has it fetched again.
+    /// A sealed shard is bad on disk: out of sight and off the disk first, then the core has it fetched again.
     pub(super) fn apply_lost(&mut self, dataset: DatasetId, shard: ShardNo, reason: String) {
         let Some(open) = self.open(dataset) else { return };
         if !open.local.progress.borrow().sealed.contains(shard) {
             return;
         }
         self.parts.counters.error(format!("shard {shard} of {}: {reason}", open.local.manifest.name()));
-        self.handle(Event::ShardLost { dataset, shard, reason });
+        self.start_discard(dataset, shard, Some(reason));
     }
 
     pub(super) fn set_pin(&mut self, dataset: DatasetId, pinned: bool) {

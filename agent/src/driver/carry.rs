@@ -9,9 +9,8 @@ use millstream_agent_core::event::{Action, Event, Failure, FailureKind, FetchId,
 use millstream_types::{Crc64, DatasetId, PieceNo, PieceRange, ShardNo};
 use tokio::sync::oneshot;
 
-use super::{Driver, Input, Slot};
+use super::{Driver, Input, PieceToWrite, Slot};
 use crate::origin::{ExtentRead, read_extent};
-use crate::piece::Verified;
 use crate::storage::{SealError, WriteError};
 use crate::transport::{Carrier, FetchError, PieceRequest};
 
@@ -27,7 +26,7 @@ impl Driver {
             }
             Action::Reject { fetch, piece, .. } => drop(self.held.remove(&(fetch, piece))),
             Action::Seal { dataset, shard, crc } => self.start_seal(dataset, shard, crc),
-            Action::Discard { dataset, shard } => self.start_discard(dataset, shard),
+            Action::Discard { dataset, shard } => self.start_discard(dataset, shard, None),
             Action::Report(report) => {
                 if let Report::Failed { dataset, missing, .. } = &report
                     && let Some(open) = self.open(*dataset)
@@ -40,7 +39,14 @@ impl Driver {
         }
     }
 
-    fn start_fetch(&mut self, fetch: FetchId, dataset: DatasetId, pieces: PieceRange, source: Source, deadline: Duration) {
+    fn start_fetch(
+        &mut self,
+        fetch: FetchId,
+        dataset: DatasetId,
+        pieces: PieceRange,
+        source: Source,
+        deadline: Duration,
+    ) {
         let (stop, stopped) = oneshot::channel();
         let inputs = self.inputs.clone();
         let Some((digest, manifest)) = self.open(dataset).map(|o| (o.digest, o.local.manifest.clone())) else {
@@ -111,15 +117,21 @@ impl Driver {
             (false, Carrier::Rdma) => &counters.received_rdma,
         };
         received.add(u64::from(verified.len()));
-        self.start_write(dataset, piece, verified, crc, from_origin);
+        self.start_write(dataset, PieceToWrite { piece, bytes: verified, crc, from_origin });
     }
 
-    fn start_write(&mut self, dataset: DatasetId, piece: PieceNo, bytes: Verified, crc: Crc64, from_origin: bool) {
-        let Some(open) = self.open(dataset) else { return };
-        let digest = open.digest;
-        self.parts.table.verified(&digest, piece, bytes.clone());
+    /// Peers are served from memory at once; the disk waits while older bytes of the shard are being removed.
+    fn start_write(&mut self, dataset: DatasetId, write: PieceToWrite) {
+        let Some((digest, local)) = self.open(dataset).map(|o| (o.digest, o.local.clone())) else { return };
+        self.parts.table.verified(&digest, write.piece, write.bytes.clone());
+        let shard = local.manifest.layout().shard_of(write.piece);
+        if let Some(waiting) = self.discarding.get_mut(&(dataset, shard)) {
+            waiting.push(write);
+            return;
+        }
         let (store, inputs) = (self.parts.store.clone(), self.inputs.clone());
         self.parts.tasks.spawn(async move {
+            let PieceToWrite { piece, bytes, crc, from_origin } = write;
             let result = store.write(&digest, piece, bytes, crc, from_origin).await;
             let _ = inputs.send(Input::Written { dataset, piece, result }).await;
         });
@@ -175,24 +187,40 @@ impl Driver {
         }
     }
 
-    fn start_discard(&mut self, dataset: DatasetId, shard: ShardNo) {
+    /// Takes a shard's bytes away: from the eyes of peers and trainers at once, from the disk as soon as it can.
+    /// `lost`: the shell found them bad, and the core is told once they are gone.
+    pub(super) fn start_discard(&mut self, dataset: DatasetId, shard: ShardNo, lost: Option<String>) {
         let Some((digest, local)) = self.open(dataset).map(|o| (o.digest, o.local.clone())) else { return };
-        self.parts.table.remove(&digest, local.manifest.layout().shard_pieces(shard));
-        let layout = local.manifest.layout();
-        let have = self.core.inventory(dataset).map(|(have, _)| have).unwrap_or_default();
-        local.progress.send_modify(|p| {
-            p.sealed.remove_range(shard..shard + 1);
-            p.bytes_ready = have.runs().iter().map(|r| layout.range_bytes(r.clone())).sum();
-        });
+        let pieces = local.manifest.layout().shard_pieces(shard);
+        self.parts.table.remove(&digest, pieces.clone());
+        local.progress.send_modify(|p| p.sealed.remove_range(shard..shard + 1));
         if let Some(Slot::Open(open)) = self.versions.get_mut(&dataset) {
-            let gone = local.manifest.layout().shard_pieces(shard);
-            open.origin_read.retain(|(first, crcs)| *first >= gone.end || first + crcs.len() as PieceNo <= gone.start);
+            let beside = |first: PieceNo, len: usize| first >= pieces.end || first + len as PieceNo <= pieces.start;
+            open.origin_read.retain(|(first, crcs)| beside(*first, crcs.len()));
         }
-        let store = self.parts.store.clone();
+        self.discarding.entry((dataset, shard)).or_default();
+        let (store, inputs) = (self.parts.store.clone(), self.inputs.clone());
         self.parts.tasks.spawn(async move {
             if let Err(error) = store.discard_shard(&digest, shard).await {
                 tracing::error!(shard, %error, "cannot remove a discarded shard");
             }
+            let _ = inputs.send(Input::Discarded { dataset, shard, lost }).await;
+        });
+    }
+
+    pub(super) fn apply_discarded(&mut self, dataset: DatasetId, shard: ShardNo, lost: Option<String>) {
+        let waiting = self.discarding.remove(&(dataset, shard)).unwrap_or_default();
+        for write in waiting {
+            self.start_write(dataset, write);
+        }
+        if let Some(reason) = lost {
+            self.handle(Event::ShardLost { dataset, shard, reason });
+        }
+        let Some(local) = self.open(dataset).map(|o| o.local.clone()) else { return };
+        let have = self.core.inventory(dataset).map(|(have, _)| have).unwrap_or_default();
+        let layout = local.manifest.layout();
+        local.progress.send_modify(|p| {
+            p.bytes_ready = have.runs().iter().map(|r| layout.range_bytes(r.clone())).sum();
         });
     }
 }
@@ -212,4 +240,3 @@ fn peer_failure(source: Source, piece: PieceNo, error: &FetchError) -> Failure {
     };
     failure(kind, source, Some(piece), error.to_string())
 }
-

@@ -35,7 +35,9 @@ impl Driver {
     fn apply_order_for(&mut self, dataset: DatasetId, order: Order) {
         match self.versions.get_mut(&dataset) {
             Some(Slot::Opening { orders }) if orders.len() < WAITING_ORDERS_MAX => orders.push_back(order),
-            Some(Slot::Opening { .. }) => tracing::warn!(%dataset, "too many orders wait for this version; dropped one"),
+            Some(Slot::Opening { .. }) => {
+                tracing::warn!(%dataset, "too many orders wait for this version; dropped one")
+            }
             Some(Slot::Open(_)) => self.apply_order_now(dataset, order),
             None => {}
         }

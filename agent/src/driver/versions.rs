@@ -74,7 +74,8 @@ impl Driver {
             progress: watch::Sender::new(progress),
         });
         self.parts.local.insert(local.clone());
-        self.versions.insert(dataset, Slot::Open(OpenVersion { digest, local, origin: None, origin_read: on_disk.origin_read }));
+        self.versions
+            .insert(dataset, Slot::Open(OpenVersion { digest, local, origin: None, origin_read: on_disk.origin_read }));
         let known = known_checksums(&manifest, &on_disk.crcs);
         self.handle(Event::Opened {
             dataset,
@@ -120,7 +121,8 @@ async fn open(
     let bytes = match store.load_manifest(&digest).await {
         Ok(Some(bytes)) => bytes,
         Ok(None) | Err(_) => {
-            let bytes = link.manifest(digest).await.map_err(|e| refuse(FailureKind::Disk, format!("no manifest: {e}")))?;
+            let bytes =
+                link.manifest(digest).await.map_err(|e| refuse(FailureKind::Disk, format!("no manifest: {e}")))?;
             store.save_manifest(&digest, &bytes).await.map_err(|e| refuse(FailureKind::Disk, e.to_string()))?;
             bytes
         }
@@ -153,4 +155,3 @@ fn known_checksums(manifest: &Manifest, on_disk: &[(PieceNo, Vec<Crc64>)]) -> Ve
         .filter_map(|(no, shard)| Some((layout.shard_pieces(no as u32).start, shard.piece_crcs.clone()?)));
     indexed.chain(on_disk.iter().cloned()).collect()
 }
-

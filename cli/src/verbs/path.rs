@@ -22,8 +22,7 @@ pub async fn run(args: PathArgs) -> Result<()> {
         return Err(Failure::new(Code::Other, thing, format!("the agent's answer has no path: {reply}")));
     };
     if session.json {
-        let document =
-            json!({"dataset": reply.get("dataset"), "key": args.key, "path": path});
+        let document = json!({"dataset": reply.get("dataset"), "key": args.key, "path": path});
         return output::json(&document);
     }
     output::line(path)

@@ -172,10 +172,11 @@ fn a_node_that_joins_midway_is_served_from_its_peers() {
     let mut cluster = with_shards(Cluster::start(3));
     cluster.agent(2).kill9();
     cluster.s3().set_rate(Some(6 << 20));
-    cluster.stage();
+    let all = [0, 1, 2].map(node_name).join(",");
+    cluster.cli_ok(&["stage", DATASET, "--nodes", &all]);
     cluster.until_share(0.2);
     cluster.agent(2).restart();
-    cluster.wait("all");
+    cluster.wait(&all);
     cluster.assert_identical();
     let (read, size) = (cluster.origin_bytes() as f64, cluster.bytes() as f64);
     assert!(read <= 1.02 * size, "the origin sent {read} bytes of {size}");

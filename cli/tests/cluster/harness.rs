@@ -238,6 +238,12 @@ impl Cluster {
             ]
             .map(str::to_owned)
             .into();
+            for given in builder.agent_arguments.iter().filter(|a| a.starts_with("--")) {
+                // What a test gives replaces the default and its value.
+                if let Some(at) = arguments.iter().position(|a| a == given) {
+                    arguments.drain(at..at + 2);
+                }
+            }
             arguments.extend(builder.agent_arguments.iter().cloned());
             let mut environment = aws.clone();
             environment.extend(builder.agent_environment.get(&i).cloned().unwrap_or_default());

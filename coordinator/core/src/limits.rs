@@ -58,6 +58,10 @@ pub const SLOW_NOISE: f64 = 2.0;
 pub const SLOW_MAX: f64 = 16.0;
 /// A flight this many times slower than typical gets another source.
 pub const OVERDUE_FACTOR: f64 = 4.0;
+/// The same when the source is known to be slow, still lacks the extent, and others have it.
+pub const OVERDUE_UNREADY_FACTOR: f64 = 1.5;
+/// An origin read without progress for this many times what reads typically take is stalled: others take its place.
+pub const STALLED_FACTOR: f64 = 2.0;
 /// And at least this late: below it, re-sourcing costs more than waiting.
 pub const OVERDUE_SLACK_US: u64 = 500_000;
 /// Each change of source doubles the wait before the next one, so often: perhaps the node itself is the slow one.

@@ -77,6 +77,11 @@ impl OriginBudget {
         self.meter.begin(now);
     }
 
+    /// A shared lease makes no progress: another may be granted beside it.
+    pub(crate) fn stalled(&mut self) {
+        self.shared -= 1;
+    }
+
     /// A lease is over; `bytes` came.
     pub(crate) fn ended(&mut self, now: Time, shared: bool, bytes: u64) {
         self.all -= 1;

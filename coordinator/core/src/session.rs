@@ -6,7 +6,9 @@ use crate::Core;
 use crate::catalog::Dataset;
 use crate::event::{Action, NodeInfo, NodeState, Note, Source};
 use crate::flight::FlightNo;
-use crate::limits::{LEASE_SLACK_US, OVERDUE_FACTOR, OVERDUE_SLACK_US, RESOURCE_DOUBLINGS_MAX};
+use crate::limits::{
+    LEASE_SLACK_US, OVERDUE_FACTOR, OVERDUE_SLACK_US, OVERDUE_UNREADY_FACTOR, RESOURCE_DOUBLINGS_MAX, STALLED_FACTOR,
+};
 
 impl Core {
     pub(crate) fn node_up(&mut self, now: Time, node: NodeId, info: NodeInfo) {
@@ -310,17 +312,27 @@ impl Core {
         let id = flight.dataset;
         match flight.source {
             Source::Origin => {
-                if now.since(flight.progress) > flight.lease_us + LEASE_SLACK_US {
+                let idle = now.since(flight.progress);
+                if idle > flight.lease_us + LEASE_SLACK_US {
                     self.with(id, |core, ds| core.expire_lease(ds, now, no));
+                } else if flight.shared_lease {
+                    let typical = self.with(id, |_, ds| ds.typical_origin_us).unwrap_or_default();
+                    if typical > 0.0 && idle as f64 > STALLED_FACTOR * typical + OVERDUE_SLACK_US as f64 {
+                        self.stalled(no);
+                    }
                 }
             }
             Source::Peer(source) => {
                 let since = flight.source_ready.unwrap_or(flight.started).max(flight.started);
                 let (node, resourced, extent) = (flight.node, flight.resourced, flight.extent);
                 let slow = self.nodes.get(node).map_or(1.0, |n| n.slow_in.factor());
+                let stuck =
+                    flight.source_ready.is_none() && self.nodes.get(source).is_some_and(|n| n.slow_in.factor() > 1.0);
                 self.with(id, |core, ds| {
                     let typical = ds.typical_peer_us;
-                    let limit = (OVERDUE_FACTOR * typical * slow + OVERDUE_SLACK_US as f64)
+                    // A slow source that lacks the extent itself has sent nothing yet: leaving it costs nothing.
+                    let factor = if stuck { OVERDUE_UNREADY_FACTOR } else { OVERDUE_FACTOR };
+                    let limit = (factor * typical * slow + OVERDUE_SLACK_US as f64)
                         * f64::from(1u32 << resourced.min(RESOURCE_DOUBLINGS_MAX));
                     if typical == 0.0 || (now.since(since) as f64) < limit {
                         return;
@@ -335,6 +347,14 @@ impl Core {
                     }
                 });
             }
+        }
+    }
+
+    /// A read that makes no progress does not hold the others back: it no longer counts against the budget.
+    fn stalled(&mut self, no: FlightNo) {
+        if let Some(flight) = self.flights.get_mut(no).filter(|f| f.shared_lease) {
+            flight.shared_lease = false;
+            self.origin.stalled();
         }
     }
 

@@ -103,9 +103,7 @@ impl Matrix {
 /// Maps for appending 2^i zero bytes: squaring them anew for every odd length would cost ~0.1 ms each time.
 static POWERS: LazyLock<Vec<Matrix>> = LazyLock::new(|| {
     let one_byte = Matrix::one_zero_bit().square().square().square();
-    std::iter::successors(Some(one_byte), |m| Some(m.square()))
-        .take(64)
-        .collect()
+    std::iter::successors(Some(one_byte), |m| Some(m.square())).take(64).collect()
 });
 
 /// Appending `len` zero bytes, as a map on CRC values (initial value and final xor cancel when two are combined).
@@ -133,19 +131,12 @@ impl PieceCombiner {
         for (i, column) in columns.iter_mut().enumerate() {
             *column = shift_by(1 << i, piece_len);
         }
-        PieceCombiner {
-            piece_len,
-            shift_piece: Box::new(Matrix(columns)),
-        }
+        PieceCombiner { piece_len, shift_piece: Box::new(Matrix(columns)) }
     }
 
     /// The checksum of `a` followed by `b`, where `b` stands for `b_len` bytes.
     pub fn combine(&self, a: Crc64, b: Crc64, b_len: u64) -> Crc64 {
-        let shifted = if b_len == self.piece_len {
-            self.shift_piece.apply(a.0)
-        } else {
-            shift_by(a.0, b_len)
-        };
+        let shifted = if b_len == self.piece_len { self.shift_piece.apply(a.0) } else { shift_by(a.0, b_len) };
         Crc64(shifted ^ b.0)
     }
 

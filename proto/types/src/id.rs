@@ -57,9 +57,7 @@ pub enum NameError {
         len: usize,
     },
     /// Outside letters, digits, `-`, `_` and `.` (and `/` between parts of a name).
-    #[error(
-        "the {what} {text:?} has the character {bad:?}; letters, digits, '-', '_' and '.' are allowed"
-    )]
+    #[error("the {what} {text:?} has the character {bad:?}; letters, digits, '-', '_' and '.' are allowed")]
     Character {
         /// "name" or "version".
         what: &'static str,
@@ -83,26 +81,13 @@ fn check(what: &'static str, text: &str) -> Result<(), NameError> {
         return Err(NameError::Empty { what });
     }
     if text.len() > NAME_BYTES_MAX {
-        return Err(NameError::TooLong {
-            what,
-            len: text.len(),
-        });
+        return Err(NameError::TooLong { what, len: text.len() });
     }
-    if let Some(bad) = text
-        .chars()
-        .find(|c| !(c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.')))
-    {
-        return Err(NameError::Character {
-            what,
-            text: text.to_owned(),
-            bad,
-        });
+    if let Some(bad) = text.chars().find(|c| !(c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))) {
+        return Err(NameError::Character { what, text: text.to_owned(), bad });
     }
     if text.starts_with('.') {
-        return Err(NameError::LeadingDot {
-            what,
-            text: text.to_owned(),
-        });
+        return Err(NameError::LeadingDot { what, text: text.to_owned() });
     }
     Ok(())
 }
@@ -194,14 +179,8 @@ impl FromStr for DatasetSelector {
     type Err = NameError;
     fn from_str(s: &str) -> Result<Self, NameError> {
         Ok(match s.split_once('@') {
-            Some((name, version)) => DatasetSelector {
-                name: name.parse()?,
-                version: Some(version.parse()?),
-            },
-            None => DatasetSelector {
-                name: s.parse()?,
-                version: None,
-            },
+            Some((name, version)) => DatasetSelector { name: name.parse()?, version: Some(version.parse()?) },
+            None => DatasetSelector { name: s.parse()?, version: None },
         })
     }
 }
@@ -269,19 +248,7 @@ mod tests {
 
     #[test]
     fn names_that_would_climb_or_hide_are_refused() {
-        for bad in [
-            "",
-            ".",
-            "..",
-            ".x",
-            "a/b",
-            "a b",
-            "a\0b",
-            "ü",
-            "a@",
-            "@v",
-            &"x".repeat(101),
-        ] {
+        for bad in ["", ".", "..", ".x", "a/b", "a b", "a\0b", "ü", "a@", "@v", &"x".repeat(101)] {
             assert!(bad.parse::<DatasetRef>().is_err(), "{bad:?}");
         }
     }

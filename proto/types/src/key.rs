@@ -20,9 +20,7 @@ pub enum KeyError {
         len: usize,
     },
     /// A part over [`KEY_COMPONENT_BYTES_MAX`]: no Linux file system would take it.
-    #[error(
-        "a part of the key {key:?} has {len} bytes, and file names have at most {KEY_COMPONENT_BYTES_MAX}"
-    )]
+    #[error("a part of the key {key:?} has {len} bytes, and file names have at most {KEY_COMPONENT_BYTES_MAX}")]
     ComponentTooLong {
         /// The key.
         key: String,
@@ -83,22 +81,14 @@ impl FromStr for ShardKey {
             return Err(KeyError::TooLong { len: key.len() });
         }
         if key.chars().any(char::is_control) {
-            return Err(KeyError::Control {
-                key: key.to_owned(),
-            });
+            return Err(KeyError::Control { key: key.to_owned() });
         }
         for part in key.split('/') {
             if matches!(part, "" | "." | "..") {
-                return Err(KeyError::BadComponent {
-                    key: key.to_owned(),
-                    part: part.to_owned(),
-                });
+                return Err(KeyError::BadComponent { key: key.to_owned(), part: part.to_owned() });
             }
             if part.len() > KEY_COMPONENT_BYTES_MAX {
-                return Err(KeyError::ComponentTooLong {
-                    key: key.to_owned(),
-                    len: part.len(),
-                });
+                return Err(KeyError::ComponentTooLong { key: key.to_owned(), len: part.len() });
             }
         }
         Ok(ShardKey(key.into()))
@@ -127,9 +117,7 @@ pub fn check_tree<'a>(sorted: impl Iterator<Item = &'a ShardKey>) -> Result<(), 
     for key in sorted {
         while let Some(last) = open.last() {
             if key == *last {
-                return Err(KeyError::Twice {
-                    key: key.to_string(),
-                });
+                return Err(KeyError::Twice { key: key.to_string() });
             }
             if !key.as_str().starts_with(last.as_str()) {
                 open.pop();
@@ -137,13 +125,9 @@ pub fn check_tree<'a>(sorted: impl Iterator<Item = &'a ShardKey>) -> Result<(), 
             }
             break;
         }
-        let below =
-            |file: &&&ShardKey| key.as_str().as_bytes().get(file.as_str().len()) == Some(&b'/');
+        let below = |file: &&&ShardKey| key.as_str().as_bytes().get(file.as_str().len()) == Some(&b'/');
         if let Some(file) = open.iter().find(below) {
-            return Err(KeyError::FileAndDirectory {
-                file: file.to_string(),
-                below: key.to_string(),
-            });
+            return Err(KeyError::FileAndDirectory { file: file.to_string(), below: key.to_string() });
         }
         open.push(key);
     }
@@ -156,25 +140,14 @@ mod tests {
 
     #[test]
     fn ordinary_and_odd_names_are_kept() {
-        for good in [
-            "a",
-            "a/b c/ü.tar",
-            "…/x",
-            "a..b",
-            "...",
-            "-rf",
-            "日本/シャード",
-            "a\\b",
-        ] {
+        for good in ["a", "a/b c/ü.tar", "…/x", "a..b", "...", "-rf", "日本/シャード", "a\\b"] {
             assert_eq!(good.parse::<ShardKey>().unwrap().as_str(), good);
         }
     }
 
     #[test]
     fn names_that_would_land_elsewhere_are_refused() {
-        for bad in [
-            "", "/a", "a/", "a//b", "..", "../a", "a/../b", "./a", "a/.", "a\0", "a\nb",
-        ] {
+        for bad in ["", "/a", "a/", "a//b", "..", "../a", "a/../b", "./a", "a/.", "a\0", "a\nb"] {
             assert!(bad.parse::<ShardKey>().is_err(), "{bad:?}");
         }
         assert!("x".repeat(256).parse::<ShardKey>().is_err());
@@ -190,10 +163,7 @@ mod tests {
     #[test]
     fn a_file_cannot_also_be_a_directory() {
         assert!(tree(&["a", "a.b", "ab", "b/c", "b/d"]).is_ok());
-        assert!(matches!(
-            tree(&["a", "a.b", "a/c"]),
-            Err(KeyError::FileAndDirectory { .. })
-        ));
+        assert!(matches!(tree(&["a", "a.b", "a/c"]), Err(KeyError::FileAndDirectory { .. })));
         assert!(matches!(tree(&["a", "a"]), Err(KeyError::Twice { .. })));
     }
 }

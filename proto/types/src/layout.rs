@@ -39,8 +39,7 @@ impl Layout {
     /// From the piece length and the shards' lengths, in key order. `None` over [`PIECES_MAX`] pieces, or for a
     /// piece length that is not a power of two between [`PIECE_BYTES_MIN`] and [`PIECE_BYTES_MAX`].
     pub fn new(piece_len: u64, shard_len: &[u64]) -> Option<Layout> {
-        if !piece_len.is_power_of_two() || !(PIECE_BYTES_MIN..=PIECE_BYTES_MAX).contains(&piece_len)
-        {
+        if !piece_len.is_power_of_two() || !(PIECE_BYTES_MIN..=PIECE_BYTES_MAX).contains(&piece_len) {
             return None;
         }
         let mut first_piece = Vec::with_capacity(shard_len.len() + 1);
@@ -49,26 +48,17 @@ impl Layout {
         for &len in shard_len {
             first_piece.push(pieces as PieceNo);
             shard_start.push(bytes);
-            pieces = pieces
-                .checked_add(len.div_ceil(piece_len))
-                .filter(|&p| p <= PIECES_MAX)?;
+            pieces = pieces.checked_add(len.div_ceil(piece_len)).filter(|&p| p <= PIECES_MAX)?;
             bytes += len;
         }
         first_piece.push(pieces as PieceNo);
         shard_start.push(bytes);
-        Some(Layout {
-            piece_len,
-            first_piece,
-            shard_start,
-        })
+        Some(Layout { piece_len, first_piece, shard_start })
     }
 
     /// The piece length for a version of `bytes` bytes: about [`PIECES_WANTED`] pieces, within the limits.
     pub fn piece_len_for(bytes: u64) -> u64 {
-        (bytes / PIECES_WANTED)
-            .max(1)
-            .next_power_of_two()
-            .clamp(PIECE_BYTES_MIN, PIECE_BYTES_MAX)
+        (bytes / PIECES_WANTED).max(1).next_power_of_two().clamp(PIECE_BYTES_MIN, PIECE_BYTES_MAX)
     }
 
     /// Length of every piece but the last of each shard, in bytes.
@@ -140,10 +130,7 @@ impl Layout {
     }
 
     /// The parts of `range` shard by shard: each shard with its piece range.
-    pub fn split_by_shard(
-        &self,
-        range: PieceRange,
-    ) -> impl Iterator<Item = (ShardNo, PieceRange)> + '_ {
+    pub fn split_by_shard(&self, range: PieceRange) -> impl Iterator<Item = (ShardNo, PieceRange)> + '_ {
         let mut at = range.start;
         let end = range.end.min(self.pieces());
         std::iter::from_fn(move || {

@@ -105,9 +105,7 @@ pub enum ManifestError {
     #[error(transparent)]
     Key(#[from] KeyError),
     /// Over [`SHARDS_MAX`].
-    #[error(
-        "{count} shards, and {SHARDS_MAX} are the most; split the prefix into several datasets"
-    )]
+    #[error("{count} shards, and {SHARDS_MAX} are the most; split the prefix into several datasets")]
     TooManyShards {
         /// Shards given.
         count: usize,
@@ -133,9 +131,7 @@ pub enum ManifestError {
         pieces: usize,
     },
     /// Piece checksums that contradict the origin's own checksum.
-    #[error(
-        "the piece checksums of shard {key:?} combine to {combined}, but the origin says {origin}"
-    )]
+    #[error("the piece checksums of shard {key:?} combine to {combined}, but the origin says {origin}")]
     Contradiction {
         /// The shard.
         key: String,
@@ -170,9 +166,7 @@ impl Manifest {
         mut shards: Vec<ShardEntry>,
     ) -> Result<Manifest, ManifestError> {
         if shards.len() > SHARDS_MAX {
-            return Err(ManifestError::TooManyShards {
-                count: shards.len(),
-            });
+            return Err(ManifestError::TooManyShards { count: shards.len() });
         }
         shards.sort_by(|a, b| a.key.cmp(&b.key));
         check_tree(shards.iter().map(|s| &s.key))?;
@@ -184,14 +178,7 @@ impl Manifest {
         })?;
         check_piece_crcs(&layout, &shards)?;
         let digest = digest(&name, &kind, &origin_url, piece_len, &shards);
-        Ok(Manifest {
-            name,
-            kind,
-            origin_url,
-            shards,
-            layout,
-            digest,
-        })
+        Ok(Manifest { name, kind, origin_url, shards, layout, digest })
     }
 
     /// `name@version`.
@@ -226,17 +213,12 @@ impl Manifest {
 
     /// Does the origin vouch for every shard?
     pub fn origin_verified(&self) -> bool {
-        self.shards
-            .iter()
-            .all(|s| s.checksum.is_some() || s.len == 0)
+        self.shards.iter().all(|s| s.checksum.is_some() || s.len == 0)
     }
 
     /// The shard of that key, and its number.
     pub fn find(&self, key: &str) -> Option<(u32, &ShardEntry)> {
-        let i = self
-            .shards
-            .binary_search_by(|s| s.key.as_str().cmp(key))
-            .ok()?;
+        let i = self.shards.binary_search_by(|s| s.key.as_str().cmp(key)).ok()?;
         Some((i as u32, &self.shards[i]))
     }
 }
@@ -249,20 +231,12 @@ fn check_piece_crcs(layout: &Layout, shards: &[ShardEntry]) -> Result<(), Manife
         };
         let pieces = layout.shard_pieces(no as u32).len();
         if crcs.len() != pieces {
-            return Err(ManifestError::PieceCount {
-                key: shard.key.to_string(),
-                given: crcs.len(),
-                pieces,
-            });
+            return Err(ManifestError::PieceCount { key: shard.key.to_string(), given: crcs.len(), pieces });
         }
         let combined = combiner.shard(crcs.iter().copied(), shard.len);
         match shard.checksum {
             Some(OriginChecksum::Crc64Nvme(origin)) if origin != combined => {
-                return Err(ManifestError::Contradiction {
-                    key: shard.key.to_string(),
-                    combined,
-                    origin,
-                });
+                return Err(ManifestError::Contradiction { key: shard.key.to_string(), combined, origin });
             }
             _ => {}
         }
@@ -272,13 +246,7 @@ fn check_piece_crcs(layout: &Layout, shards: &[ShardEntry]) -> Result<(), Manife
 
 /// SHA-256 over every field that decides which bytes a version has. Piece checksums are left out: they follow from
 /// the bytes, and are learned after the version is registered.
-fn digest(
-    name: &DatasetRef,
-    kind: &DatasetKind,
-    origin_url: &str,
-    piece_len: u64,
-    shards: &[ShardEntry],
-) -> Digest {
+fn digest(name: &DatasetRef, kind: &DatasetKind, origin_url: &str, piece_len: u64, shards: &[ShardEntry]) -> Digest {
     let mut hash = Sha256::new();
     let mut field = |bytes: &[u8]| {
         hash.update((bytes.len() as u64).to_be_bytes());
@@ -288,9 +256,7 @@ fn digest(
     field(name.to_string().as_bytes());
     match kind {
         DatasetKind::Dataset => field(b"dataset"),
-        DatasetKind::Checkpoint { run, step } => {
-            field(format!("checkpoint\0{run}\0{step}").as_bytes())
-        }
+        DatasetKind::Checkpoint { run, step } => field(format!("checkpoint\0{run}\0{step}").as_bytes()),
     }
     field(origin_url.as_bytes());
     field(&piece_len.to_be_bytes());
@@ -299,14 +265,7 @@ fn digest(
         field(&shard.len.to_be_bytes());
         field(shard.etag.as_deref().unwrap_or("").as_bytes());
         field(shard.version_id.as_deref().unwrap_or("").as_bytes());
-        field(
-            shard
-                .checksum
-                .as_ref()
-                .map(ToString::to_string)
-                .unwrap_or_default()
-                .as_bytes(),
-        );
+        field(shard.checksum.as_ref().map(ToString::to_string).unwrap_or_default().as_bytes());
     }
     Digest(hash.finalize().into())
 }
@@ -317,25 +276,12 @@ mod tests {
     use crate::limits::PIECE_BYTES_MIN;
 
     fn shard(key: &str, len: u64) -> ShardEntry {
-        ShardEntry {
-            key: key.parse().unwrap(),
-            len,
-            etag: None,
-            version_id: None,
-            checksum: None,
-            piece_crcs: None,
-        }
+        ShardEntry { key: key.parse().unwrap(), len, etag: None, version_id: None, checksum: None, piece_crcs: None }
     }
 
     fn manifest(shards: Vec<ShardEntry>) -> Result<Manifest, ManifestError> {
         let name = "d@v1".parse().unwrap();
-        Manifest::new(
-            name,
-            DatasetKind::Dataset,
-            "s3://b/p".into(),
-            PIECE_BYTES_MIN,
-            shards,
-        )
+        Manifest::new(name, DatasetKind::Dataset, "s3://b/p".into(), PIECE_BYTES_MIN, shards)
     }
 
     #[test]
@@ -346,47 +292,27 @@ mod tests {
         assert_eq!(a.find("b").unwrap().0, 1);
         let mut changed = shard("a", 1);
         changed.etag = Some("x".into());
-        assert_ne!(
-            a.digest(),
-            manifest(vec![changed, shard("b", 2)]).unwrap().digest()
-        );
+        assert_ne!(a.digest(), manifest(vec![changed, shard("b", 2)]).unwrap().digest());
     }
 
     #[test]
     fn piece_checksums_must_fit_the_shard_and_the_origin() {
         let data = vec![7u8; PIECE_BYTES_MIN as usize + 10];
         let mut good = shard("a", data.len() as u64);
-        good.piece_crcs = Some(
-            data.chunks(PIECE_BYTES_MIN as usize)
-                .map(Crc64::of)
-                .collect(),
-        );
+        good.piece_crcs = Some(data.chunks(PIECE_BYTES_MIN as usize).map(Crc64::of).collect());
         good.checksum = Some(OriginChecksum::Crc64Nvme(Crc64::of(&data)));
         assert!(manifest(vec![good.clone()]).is_ok());
         let mut wrong = good.clone();
         wrong.checksum = Some(OriginChecksum::Crc64Nvme(Crc64(1)));
-        assert!(matches!(
-            manifest(vec![wrong]),
-            Err(ManifestError::Contradiction { .. })
-        ));
+        assert!(matches!(manifest(vec![wrong]), Err(ManifestError::Contradiction { .. })));
         good.piece_crcs = Some(vec![]);
-        assert!(matches!(
-            manifest(vec![good]),
-            Err(ManifestError::PieceCount { .. })
-        ));
+        assert!(matches!(manifest(vec![good]), Err(ManifestError::PieceCount { .. })));
     }
 
     #[test]
     fn checksums_survive_their_parts() {
-        for sum in [
-            OriginChecksum::Crc64Nvme(Crc64(5)),
-            OriginChecksum::Crc32c(6),
-            OriginChecksum::Md5([7; 16]),
-        ] {
-            assert_eq!(
-                OriginChecksum::from_parts(sum.algorithm(), &sum.value()),
-                Some(sum)
-            );
+        for sum in [OriginChecksum::Crc64Nvme(Crc64(5)), OriginChecksum::Crc32c(6), OriginChecksum::Md5([7; 16])] {
+            assert_eq!(OriginChecksum::from_parts(sum.algorithm(), &sum.value()), Some(sum));
         }
         assert_eq!(OriginChecksum::from_parts("md5", &[0; 3]), None);
     }

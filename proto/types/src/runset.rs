@@ -62,9 +62,7 @@ impl RunSet {
             return true;
         }
         let i = self.runs.partition_point(|r| r.end <= range.start);
-        self.runs
-            .get(i)
-            .is_some_and(|r| r.start <= range.start && range.end <= r.end)
+        self.runs.get(i).is_some_and(|r| r.start <= range.start && range.end <= r.end)
     }
 
     /// How many of `range` are in.
@@ -177,10 +175,7 @@ mod tests {
 
     fn op() -> impl Strategy<Value = Op> {
         let range = (0u32..60, 0u32..12).prop_map(|(a, n)| a..a + n);
-        prop_oneof![
-            range.clone().prop_map(Op::Insert),
-            range.prop_map(Op::Remove)
-        ]
+        prop_oneof![range.clone().prop_map(Op::Insert), range.prop_map(Op::Remove)]
     }
 
     proptest! {

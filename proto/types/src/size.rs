@@ -14,13 +14,9 @@ pub struct SizeError {
 /// # Errors
 /// [`SizeError`] with the text when it is no size or over 2^64 - 1.
 pub fn parse_size(text: &str) -> Result<u64, SizeError> {
-    let err = || SizeError {
-        text: text.to_owned(),
-    };
+    let err = || SizeError { text: text.to_owned() };
     let trimmed = text.trim();
-    let split = trimmed
-        .find(|c: char| !(c.is_ascii_digit() || c == '.'))
-        .unwrap_or(trimmed.len());
+    let split = trimmed.find(|c: char| !(c.is_ascii_digit() || c == '.')).unwrap_or(trimmed.len());
     let (number, unit) = trimmed.split_at(split);
     let scale: u64 = match unit.trim().to_ascii_lowercase().as_str() {
         "" | "b" => 1,
@@ -40,11 +36,7 @@ pub fn parse_size(text: &str) -> Result<u64, SizeError> {
         return whole.checked_mul(scale).ok_or_else(err);
     }
     let bytes = number.parse::<f64>().map_err(|_| err())? * scale as f64;
-    if bytes.is_finite() && bytes < u64::MAX as f64 {
-        Ok(bytes as u64)
-    } else {
-        Err(err())
-    }
+    if bytes.is_finite() && bytes < u64::MAX as f64 { Ok(bytes as u64) } else { Err(err()) }
 }
 
 /// `bytes` for people: three significant digits and a binary unit.
