@@ -30,9 +30,9 @@ enum Event {
     Order {
         node: u32,
         epoch: u32,
-        order: Order,
+        order: Box<Order>,
     },
-    Word(Word),
+    Word(Box<Word>),
     Heartbeat {
         node: u32,
         epoch: u32,
@@ -156,9 +156,9 @@ impl World {
 
     fn apply(&mut self, event: Event) {
         match event {
-            Event::Order { node, epoch, order } => self.order_arrived(node, epoch, order),
+            Event::Order { node, epoch, order } => self.order_arrived(node, epoch, *order),
             Event::Word(word) => {
-                let orders = self.coordinator.handle(self.clock.now(), word);
+                let orders = self.coordinator.handle(self.clock.now(), *word);
                 self.carry_out(orders);
             }
             Event::Heartbeat { node, epoch } => self.heartbeat(node, epoch),
@@ -180,7 +180,7 @@ impl World {
 
     fn say(&mut self, word: Word) {
         self.messages += 1;
-        self.clock.after(self.scenario.control_latency_us, Event::Word(word));
+        self.clock.after(self.scenario.control_latency_us, Event::Word(Box::new(word)));
     }
 
     fn heartbeat(&mut self, n: u32, epoch: u32) {
@@ -220,6 +220,7 @@ impl World {
             };
             self.messages += 1;
             let epoch = self.nodes[node.0 as usize].epoch;
+            let order = Box::new(order);
             self.clock.after(self.scenario.control_latency_us, Event::Order { node: node.0, epoch, order });
         }
         if let Some(at) = self.coordinator.poll_timeout()

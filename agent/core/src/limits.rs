@@ -37,6 +37,8 @@ pub const BACKOFF_MIN_US: u64 = 100_000;
 pub const BACKOFF_MAX_US: u64 = 10_000_000;
 /// Shortest deadline of a fetch: a parent may itself be waiting for the piece, and so may its parent.
 pub const DEADLINE_US: u64 = 30_000_000;
+/// An alternate is waited for only this part of the deadline: it is no parent by plan, and may itself wait for us.
+pub const ALTERNATE_DEADLINE_PART: u64 = 6;
 /// Slowest rate that is waited for beyond [`DEADLINE_US`], in bytes per second.
 pub const SLOWEST_BYTES_PER_S: u64 = 1 << 20;
 /// Timeouts in a row forgiven to a peer that delivers other pieces meanwhile: it is loaded, not dead.

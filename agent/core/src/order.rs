@@ -103,6 +103,11 @@ impl Order {
         if self.rounds < limits::PEER_ROUNDS_MAX { Next::Pause(self.rounds) } else { Next::GiveUp }
     }
 
+    /// Is the source the one that the coordinator chose?
+    pub fn is_at_primary(&self) -> bool {
+        self.source == self.primary
+    }
+
     /// A piece arrived and was right: past failures no longer count.
     pub fn progressed(&mut self) {
         self.rounds = 0;

@@ -58,6 +58,9 @@ fn main() -> Result<()> {
         let o = &outcome;
         writeln!(out, "{} nodes, {}, seed {}", o.nodes, format_size(o.bytes), o.seed)?;
         writeln!(out, "T {:.3} s, T* {:.3} s (by {}), T/T* {:.4}", o.elapsed_s, o.bound_s, o.bound_by, o.ratio)?;
+        if o.elapsed_unharmed_s < o.elapsed_s {
+            writeln!(out, "nodes that nothing happened to: {:.3} s", o.elapsed_unharmed_s)?;
+        }
         writeln!(out, "origin bytes / dataset bytes {:.4}, the last at {:.3} s", o.origin_ratio, o.origin_done_s)?;
         writeln!(
             out,

@@ -34,6 +34,8 @@ pub(super) struct Flight {
     pub begun: bool,
     /// Whoever wants it from us as soon as it begins.
     pub waiters: Vec<Job>,
+    /// Whoever has all of it but what we still lack.
+    pub followers: Vec<Job>,
 }
 
 /// One node.
@@ -92,7 +94,7 @@ impl World {
         match order {
             Order::Attach { .. } => self.inventory(n),
             Order::Assign { assignment, .. } => self.assigned(n, assignment),
-            Order::Cancel { assignment, .. } => node.flights.retain(|f| f.id != assignment),
+            Order::Cancel { assignment, .. } => self.drop_flight(n, assignment),
             _ => {}
         }
     }
@@ -116,16 +118,31 @@ impl World {
             end: None,
             begun: false,
             waiters: Vec::new(),
+            followers: Vec::new(),
         };
         if let Some(old) = node.flights.iter().position(|f| f.pieces.start == flight.pieces.start) {
             let old = node.flights.swap_remove(old);
             flight.waiters = old.waiters;
+            flight.followers = old.followers;
             flight.attempt = old.attempt + 1;
         }
         let (id, attempt) = (flight.id, flight.attempt);
         node.flights.push(flight);
         self.node_orders_max = self.node_orders_max.max(node.flights.len() as u64);
         self.clock.after(latency, Event::Request { node: n, id, attempt });
+    }
+
+    /// Ends an order without its bytes; those who wait for it look elsewhere.
+    fn drop_flight(&mut self, n: u32, id: AssignmentId) {
+        let flights = &mut self.nodes[n as usize].flights;
+        let Some(at) = flights.iter().position(|f| f.id == id) else {
+            return;
+        };
+        let flight = flights.swap_remove(at);
+        self.release(flight.followers);
+        for Job { to, id, attempt } in flight.waiters {
+            self.clock.after(0, Event::Request { node: to, id, attempt });
+        }
     }
 
     fn latency(&self, source: Source) -> u64 {
@@ -155,7 +172,7 @@ impl World {
             flight.source = Source::Peer(next);
         } else {
             let missing = RunSet::from_range(flight.pieces.clone());
-            node.flights.retain(|f| f.id != id);
+            self.drop_flight(n, id);
             let detail = "all sources failed".to_owned();
             let failure = Failure { kind, source, piece: None, expected: None, actual: None, detail };
             self.say(Word::AssignmentFailed { node: NodeId(n), assignment: id, missing, failure });
@@ -211,7 +228,6 @@ impl World {
 
     /// The last byte should be there.
     pub(super) fn ended(&mut self, n: u32, id: AssignmentId, attempt: u32) {
-        let now = self.clock.now();
         let node = &mut self.nodes[n as usize];
         let Some(flight) = node.flight(id).filter(|f| f.attempt == attempt) else {
             return;
@@ -221,12 +237,9 @@ impl World {
             && !self.nodes[p as usize].holds.contains_range(pieces.clone())
         {
             // The parent was held up itself: not before it has all, and a piece's time.
-            let parent = self.nodes[p as usize].flights.iter().find(|f| f.pieces.contains(&pieces.start));
-            match parent.map(|f| f.end) {
-                Some(end) => {
-                    let at = end.unwrap_or(now + NOT_HAVE_US).max(now) + self.piece_us;
-                    self.clock.at(at, Event::Ended { node: n, id, attempt });
-                }
+            let parent = self.nodes[p as usize].flights.iter_mut().find(|f| f.pieces.contains(&pieces.start));
+            match parent {
+                Some(coming) => coming.followers.push(Job { to: n, id, attempt }),
                 None => self.fail(n, id, FailureKind::NotHave, 0),
             }
             return;
@@ -243,6 +256,8 @@ impl World {
         };
         let flight = node.flights.swap_remove(at);
         node.uplink.jobs.extend(flight.waiters);
+        self.release(flight.followers);
+        let node = &mut self.nodes[n as usize];
         let disk = self.scenario.disk_bytes_per_s;
         let tail = now + transfer_us(self.layout.piece_len(), disk);
         node.disk_free = (node.disk_free + transfer_us(flight.bytes, disk)).max(tail);
@@ -276,9 +291,17 @@ impl World {
         self.serve(Some(n));
     }
 
+    /// Those who waited for the end of a flight look again.
+    fn release(&mut self, followers: Vec<Job>) {
+        let us = self.piece_us + self.scenario.peer_latency_us;
+        for Job { to, id, attempt } in followers {
+            self.clock.after(us, Event::Ended { node: to, id, attempt });
+        }
+    }
+
     fn say_late(&mut self, word: Word, us: u64) {
         self.messages += 1;
-        self.clock.after(us + self.scenario.control_latency_us, Event::Word(word));
+        self.clock.after(us + self.scenario.control_latency_us, Event::Word(Box::new(word)));
     }
 
     pub(super) fn dies(&mut self, n: u32) {
@@ -290,7 +313,7 @@ impl World {
         }
         let flights = std::mem::take(&mut node.flights);
         let mut broken: Vec<Job> = std::mem::take(&mut node.uplink.jobs).into();
-        broken.extend(flights.into_iter().flat_map(|f| f.waiters));
+        broken.extend(flights.into_iter().flat_map(|f| f.waiters.into_iter().chain(f.followers)));
         for job in broken {
             let current = self.nodes[job.to as usize].flight(job.id).is_some_and(|f| f.attempt == job.attempt);
             if current {

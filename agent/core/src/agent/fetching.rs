@@ -116,7 +116,11 @@ impl AgentCore {
             let queued_us = (peer.bytes + bytes).saturating_mul(1_000_000) / rate;
             peer.pieces += 1;
             peer.bytes += bytes;
-            let deadline_us = self.config.deadline_us.saturating_add(queued_us);
+            let patience_us = match order.is_at_primary() {
+                true => self.config.deadline_us,
+                false => self.config.deadline_us / limits::ALTERNATE_DEADLINE_PART,
+            };
+            let deadline_us = patience_us.saturating_add(queued_us);
             let source = Source::Peer(peer_id);
             let charges = (bytes, unknown);
             self.issue(now, id, piece..piece + 1, source, charges, deadline_us);
