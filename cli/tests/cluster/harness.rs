@@ -401,7 +401,9 @@ impl Drop for Cluster {
             for daemon in std::iter::once(&self.coordinator).chain(&self.agents) {
                 let log = daemon.log();
                 let lines: Vec<&str> = log.lines().collect();
-                eprintln!("--- {}\n{}", daemon.name, lines[lines.len().saturating_sub(40)..].join("\n"));
+                // Who asks for more logs wants to see all of them.
+                let shown = if std::env::var_os("CLUSTER_LOG").is_some() { usize::MAX } else { 40 };
+                eprintln!("--- {}\n{}", daemon.name, lines[lines.len().saturating_sub(shown)..].join("\n"));
             }
         } else {
             self.watcher.check();
