@@ -70,7 +70,8 @@ bench-transport: ## pieces between two agents on loopback
 	benches/macro/transport.sh
 
 bench-sim: ## 4,096 simulated nodes
-	$(CARGO) run --release -p millstream-sim -- --nodes 4096 --json > $(RESULTS)/sim-4096.json
+	@mkdir -p $(RESULTS)
+	$(CARGO) run --release -p millstream-sim -- --nodes 4096 --bytes 512GiB --json > $(RESULTS)/sim-4096.json
 
 clean-results:
 	rm -f $(RESULTS)/*.json
