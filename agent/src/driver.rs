@@ -211,11 +211,13 @@ impl Driver {
 
     fn handle(&mut self, event: Event) {
         let now = self.now();
+        tracing::trace!(?event);
         self.core.handle_event(now, event);
     }
 
     fn carry_out(&mut self) {
         while let Some(action) = self.core.poll_action() {
+            tracing::trace!(?action);
             self.carry(action);
         }
     }

@@ -126,19 +126,24 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     announce(&config, &bound.addresses)?;
 
     let drain = config.drain_timeout;
-    let mut driving = tokio::spawn(driver.run(inputs_rx, sessions_rx, shutdown.clone()));
-    tokio::select! {
-        ended = &mut driving => {
-            if !shutdown.is_cancelled() {
-                ended.context("the driver failed")?;
-                bail!("the driver stopped by itself");
+    let mut driving = Some(tokio::spawn(driver.run(inputs_rx, sessions_rx, shutdown.clone())));
+    if let Some(running) = &mut driving {
+        tokio::select! {
+            ended = running => {
+                driving = None; // a finished task must not be waited for again
+                if !shutdown.is_cancelled() {
+                    ended.context("the driver failed")?;
+                    bail!("the driver stopped by itself");
+                }
             }
+            () = shutdown.cancelled() => {}
         }
-        () = shutdown.cancelled() => {}
     }
     peers_down.cancel();
     let drained = tokio::time::timeout(drain, async {
-        let _ = driving.await;
+        if let Some(driving) = driving {
+            let _ = driving.await;
+        }
         let _ = server.await;
         let _ = sessions_task.await;
     });

@@ -61,11 +61,12 @@ impl Dataset {
         }
         // A row that reaches beyond the version cannot be of this version.
         let fits = |(first, crcs): &(u32, Vec<_>)| *first as usize + crcs.len() <= layout.pieces() as usize;
-        known.extend(learned.into_iter().filter(fits));
+        let learned = learned.into_iter().filter(fits).collect();
         DatasetFacts {
             layout: Arc::new(layout.clone()),
             shard_checksums: manifest.shards().iter().map(|s| s.checksum.clone()).collect(),
             known,
+            learned,
         }
     }
 }

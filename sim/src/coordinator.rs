@@ -70,6 +70,7 @@ impl Coordinator {
             layout: self.layout.clone(),
             shard_checksums: self.shard_checksums.clone(),
             known: runs(&self.persisted),
+            learned: Vec::new(),
         };
         let mut actions = Vec::new();
         for n in 0..self.nodes {

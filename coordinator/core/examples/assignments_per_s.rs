@@ -32,6 +32,7 @@ fn main() {
         layout: Arc::clone(&layout),
         shard_checksums: vec![None; layout.shards() as usize].into(),
         known: Vec::new(),
+        learned: Vec::new(),
     };
     core.handle_event(now, Event::DatasetAdded { dataset, facts });
     for node in (0..NODES).map(NodeId) {

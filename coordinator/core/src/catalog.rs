@@ -151,6 +151,9 @@ impl Dataset {
         for (first, crcs) in &facts.known {
             sums.record(&layout, *first, crcs, false);
         }
+        for (first, crcs) in &facts.learned {
+            sums.record(&layout, *first, crcs, true);
+        }
         Dataset {
             id,
             sums,

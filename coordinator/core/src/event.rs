@@ -136,8 +136,10 @@ pub struct DatasetFacts {
     pub layout: Arc<Layout>,
     /// The origin's own checksum per shard.
     pub shard_checksums: Arc<[Option<OriginChecksum>]>,
-    /// Piece checksums known already (from an index, or learned before a restart), by piece.
+    /// Piece checksums that the manifest itself carries (from an index): every node has them with it.
     pub known: Vec<(PieceNo, Vec<Crc64>)>,
+    /// Piece checksums learned before a restart: a node may hold a manifest from before them.
+    pub learned: Vec<(PieceNo, Vec<Crc64>)>,
 }
 
 /// What the core is told.

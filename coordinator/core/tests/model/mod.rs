@@ -197,7 +197,8 @@ impl World {
         DatasetFacts {
             layout: Arc::clone(&self.layout),
             shard_checksums: (0..self.layout.shards()).map(shard).collect(),
-            known: self.persisted.iter().map(|(&p, &c)| (p, vec![c])).collect(),
+            known: Vec::new(),
+            learned: self.persisted.iter().map(|(&p, &c)| (p, vec![c])).collect(),
         }
     }
 
