@@ -160,8 +160,9 @@ fn a_node_that_falls_silent_for_a_while_comes_back_and_completes() {
     cluster.stage();
     cluster.until_share(0.2);
     cluster.agent(1).freeze();
-    cluster.until_status("node2 is missed", |s| node(s, &node_name(1))["state"] != "up");
+    cluster.until_status("node2 is given up", |s| node(s, &node_name(1))["state"] == "down");
     cluster.agent(1).thaw();
+    cluster.until_status("node2 is back", |s| node(s, &node_name(1))["state"] == "up");
     cluster.s3().set_rate(None);
     cluster.wait("all");
     cluster.assert_identical();

@@ -233,11 +233,17 @@ impl State {
                 let text = format!("{} is read from {how}: {reason}", self.dataset_name(dataset));
                 self.notice("info", text);
             }
-            Note::NodeState { node, state } => self.node_state(now, node, state),
+            Note::NodeState { node, state } => self.node_state(node, state),
         }
     }
 
-    fn node_state(&mut self, _now: Time, node: NodeId, state: NodeState) {
+    fn node_state(&mut self, node: NodeId, state: NodeState) {
+        if state == NodeState::Down
+            && let Some(known) = self.nodes.get_mut(node)
+        {
+            // Its work was handed to others: should it only have been silent, it must begin anew with an inventory.
+            known.session = None;
+        }
         let severity = if state == NodeState::Up { "info" } else { "warning" };
         let text = format!("{} is {}", self.nodes.name(node), state.as_str());
         self.notice(severity, text);
