@@ -19,7 +19,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(5);
 pub struct Watcher {
     stop: Arc<AtomicBool>,
     wrong: Arc<Mutex<Vec<String>>>,
-    thread: Option<JoinHandle<()>>,
+    thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Watcher {
@@ -29,7 +29,7 @@ impl Watcher {
         let looking = Looking { dataset, expected, wrong: wrong.clone(), seen: HashSet::new() };
         let stopped = stop.clone();
         let thread = std::thread::spawn(move || looking.run(&roots, &stopped));
-        Watcher { stop, wrong, thread: Some(thread) }
+        Watcher { stop, wrong, thread: Mutex::new(Some(thread)) }
     }
 
     /// Panics with everything that was wrong.
@@ -38,19 +38,19 @@ impl Watcher {
         assert!(wrong.is_empty(), "visible, and wrong:\n{}", wrong.join("\n"));
     }
 
-    /// Stops looking; what was found so far stands.
+    /// Stops looking, and returns when the last look is over; what was found so far stands.
     pub fn retire(&self) {
         self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.lock().unwrap().take() {
+            // A panic of its own would be a bug of the test: it shows in the output.
+            let _ = thread.join();
+        }
     }
 }
 
 impl Drop for Watcher {
     fn drop(&mut self) {
         self.retire();
-        if let Some(thread) = self.thread.take() {
-            // A panic of its own would be a bug of the test: it shows in the output.
-            let _ = thread.join();
-        }
     }
 }
 

@@ -19,7 +19,7 @@ pub const RECONNECT_GRACE_US: u64 = 10_000_000;
 // ------------------------------------------------------------------ geometry
 
 /// Extents wanted of a version: the depth of a tree costs about log2(N) extent times once, 2 % at 4,096 nodes.
-pub const EXTENTS_WANTED: u64 = 512;
+pub const EXTENTS_WANTED: u64 = 1024;
 /// Normal largest extent: beyond it, ranged reads and control load gain nothing.
 pub const EXTENT_BYTES_NORMAL: u64 = 64 << 20;
 /// Largest extent that the control budget may ask for.
@@ -47,7 +47,7 @@ pub const CANDIDATES_MAX: usize = 32;
 pub const SERVE_MAX: usize = 64;
 /// Assigned and not done, per node, at least this long at its measured rate: hides the control round trip and the
 /// batching of completions.
-pub const WINDOW_US: u64 = 20_000;
+pub const WINDOW_US: u64 = 200_000;
 /// A node with less than this part of its window is not made to wait for others.
 pub const STARVING_PART: u64 = 8;
 /// Slower than typical by this factor: a node is served last and serves nobody while others can.

@@ -181,7 +181,7 @@ mod tests {
     #[test]
     fn piece_lengths() {
         assert_eq!(Layout::piece_len_for(0), PIECE_BYTES_MIN);
-        assert_eq!(Layout::piece_len_for(256 << 20), 512 << 10);
+        assert_eq!(Layout::piece_len_for(256 << 20), 256 << 10);
         assert_eq!(Layout::piece_len_for(1 << 40), PIECE_BYTES_MAX);
         assert!(Layout::new(3, &[]).is_none());
         assert!(Layout::new(P, &[u64::MAX / 2]).is_none());

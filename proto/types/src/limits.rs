@@ -5,8 +5,8 @@ pub const PIECE_BYTES_MIN: u64 = 64 * 1024;
 /// Largest and default piece: one buffer slot, one checksum, one unit of forwarding.
 pub const PIECE_BYTES_MAX: u64 = 4 * 1024 * 1024;
 /// A dataset is cut into about this many pieces before pieces reach [`PIECE_BYTES_MAX`], so that the pipeline
-/// through the nodes fills in about N/512 of the transfer.
-pub const PIECES_WANTED: u64 = 512;
+/// through the nodes fills in about N/1024 of the transfer.
+pub const PIECES_WANTED: u64 = 1024;
 /// Longest file name component that Linux file systems take.
 pub const KEY_COMPONENT_BYTES_MAX: usize = 255;
 /// Longest shard key: S3's own limit.
