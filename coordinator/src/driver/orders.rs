@@ -15,7 +15,7 @@ const BATCH_CHECKSUMS_MAX: usize = 1 << 20;
 impl State {
     /// Drains the core and sends what has gathered: one message per node.
     pub(super) fn carry_out(&mut self, now: Time) {
-        self.drain(now);
+        self.drain();
         // A session that overflows makes the core act, and its orders gather for others.
         while let Some(node) = self.unsent.pop_first() {
             if !self.flush(node) {
@@ -26,14 +26,14 @@ impl State {
                 self.lost(now, node, "it does not read its orders fast enough");
                 // The orders in its queue are lost with it, and nobody knows which: all of its work is handed out anew.
                 self.event(now, Event::NodeGone { node });
-                self.drain(now);
+                self.drain();
             }
         }
     }
 
-    pub(super) fn drain(&mut self, now: Time) {
+    pub(super) fn drain(&mut self) {
         while let Some(action) = self.core.poll_action() {
-            self.carry_out_one(now, action);
+            self.carry_out_one(action);
         }
     }
 
@@ -74,7 +74,7 @@ impl State {
         true
     }
 
-    fn carry_out_one(&mut self, now: Time, action: Action) {
+    fn carry_out_one(&mut self, action: Action) {
         match action {
             Action::Attach { node, dataset, wanted_bytes } => self.attach(node, dataset, Some(wanted_bytes)),
             Action::Assign { node, assignment } => self.assign(node, &assignment),
@@ -92,7 +92,7 @@ impl State {
                 self.discard(&to, dataset, shard, reason, fatal)
             }
             Action::Evict { node, dataset } => self.detach(node, dataset),
-            Action::Note(note) => self.take_note(now, note),
+            Action::Note(note) => self.take_note(note),
         }
     }
 
@@ -192,7 +192,7 @@ impl State {
         }
     }
 
-    fn take_note(&mut self, now: Time, note: Note) {
+    fn take_note(&mut self, note: Note) {
         match note {
             Note::StageFinished { stage, ok } => {
                 let Some(known) = self.stages.get(&stage) else {

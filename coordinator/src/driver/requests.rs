@@ -159,7 +159,7 @@ impl State {
             };
             self.event(now, Event::DatasetRemoved { dataset: id });
             // The core's orders name the version, which is gone when the round ends: carry them out now.
-            self.drain(now);
+            self.drain();
             // Nodes that had it without a stage are not the core's concern.
             let holders: Vec<_> = self.nodes.connected().filter(|n| self.attached(n.id, id)).map(|n| n.id).collect();
             for node in holders {

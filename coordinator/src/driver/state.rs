@@ -179,7 +179,7 @@ impl State {
             node.push(CoordinatorMessage { body: Some(welcome) });
         }
         self.core.handle_event(now, Event::NodeUp { node, info });
-        self.drain(now);
+        self.drain();
         for digest in digests {
             self.ask_inventory(node, digest);
         }
