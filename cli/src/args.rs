@@ -42,7 +42,7 @@ pub enum Verb {
     Pin(SelectArgs),
     /// Undo `pin`
     Unpin(SelectArgs),
-    /// Drop a version from nodes; pinned and last copies stay
+    /// Drop a version from nodes; pinned and leased copies stay
     Evict(SelectArgs),
     /// Re-read and re-check every byte on disk
     Verify(SelectArgs),

@@ -30,7 +30,7 @@ pub async fn pin(args: SelectArgs, pinned: bool) -> Result<()> {
     Ok(())
 }
 
-/// Evicts. Exit 8 when some node refused (pinned, in use, the last copy).
+/// Evicts. Exit 8 when some node refused (pinned or in use).
 pub async fn evict(args: SelectArgs) -> Result<()> {
     check_selector(&args.dataset)?;
     let session = Session::new(&args.client)?;
@@ -53,7 +53,7 @@ pub async fn evict(args: SelectArgs) -> Result<()> {
         return Ok(());
     }
     Err(Failure::new(Code::Conflict, args.dataset, format!("kept: {}", reply.refused.join("; ")))
-        .next("unpin it, or end the processes that use it; a last copy stays until another node has one"))
+        .next("unpin it, or end the processes that use it"))
 }
 
 /// Verifies. Exit 5 when some byte does not match.

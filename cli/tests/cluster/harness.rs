@@ -33,14 +33,12 @@ pub struct Builder {
 
 impl Builder {
     /// One more argument for every agent.
-    #[allow(dead_code)]
     pub fn agent_argument(mut self, argument: &str) -> Builder {
         self.agent_arguments.push(argument.into());
         self
     }
 
     /// An environment variable for one agent, such as a fault to serve with.
-    #[allow(dead_code)]
     pub fn agent_env(mut self, agent: usize, name: &str, value: &str) -> Builder {
         self.agent_environment.entry(agent).or_default().push((name.into(), value.into()));
         self
@@ -112,7 +110,6 @@ impl Daemon {
     }
 
     /// SIGTERM, and its exit code.
-    #[allow(dead_code)]
     pub fn terminate(&mut self) -> Option<i32> {
         let mut child = self.child.take().expect("it runs");
         rustix::process::kill_process(rustix::process::Pid::from_child(&child), rustix::process::Signal::TERM).unwrap();
@@ -125,13 +122,11 @@ impl Daemon {
     }
 
     /// SIGSTOP: alive, and silent.
-    #[allow(dead_code)]
     pub fn freeze(&self) {
         self.signal(rustix::process::Signal::STOP);
     }
 
     /// SIGCONT.
-    #[allow(dead_code)]
     pub fn thaw(&self) {
         self.signal(rustix::process::Signal::CONT);
     }
