@@ -85,7 +85,11 @@ impl Parts {
     async fn until_stopped(&mut self, shutdown: &CancellationToken) -> anyhow::Result<()> {
         tokio::select! {
             () = shutdown.cancelled() => Ok(()),
-            ended = &mut self.driving => Err(anyhow::anyhow!("the driver ended: {ended:?}")),
+            // Without a server left to send it requests, the driver ends as well: that is seen first now and then.
+            ended = &mut self.driving => match ended {
+                Ok(()) if shutdown.is_cancelled() => Ok(()),
+                ended => Err(anyhow::anyhow!("the driver ended: {ended:?}")),
+            },
             ended = &mut self.grpc => match ended {
                 Ok(Ok(())) if shutdown.is_cancelled() => Ok(()),
                 ended => Err(anyhow::anyhow!("the gRPC server ended: {ended:?}")),

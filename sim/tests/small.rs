@@ -11,28 +11,33 @@ fn clean(outcome: &Outcome) {
     assert!(outcome.violations.is_empty(), "seed {}: {:#?}", outcome.seed, outcome.violations);
 }
 
-/// The accident makes the others at most 5 % later (promise 6).
-fn costs_little(kind: FaultKind) -> Outcome {
-    costs_at_most(kind, 1.05)
-}
+/// Nodes at the head, near it and in the middle of the chain.
+const VICTIMS: [u32; 3] = [0, 3, 9];
 
-fn costs_at_most(kind: FaultKind, most: f64) -> Outcome {
+/// The accident makes the others at most so much later, whomever it meets. Promise 6 says 5 %.
+fn costs_at_most(most: f64, kind: impl Fn(u32) -> FaultKind) -> Vec<Outcome> {
     let smooth = run(cluster(1));
-    let outcome = run(cluster(1).with(6_000_000, kind.clone()));
-    clean(&outcome);
-    let cost = outcome.elapsed_unharmed_s / smooth.elapsed_s;
-    assert!(cost < most, "{kind:?} costs {:.1} %", (cost - 1.0) * 100.0);
-    outcome
+    VICTIMS
+        .map(|victim| {
+            let outcome = run(cluster(1).with(6_000_000, kind(victim)));
+            clean(&outcome);
+            let cost = outcome.elapsed_unharmed_s / smooth.elapsed_s;
+            assert!(cost < most, "{:?} costs {:.1} %", kind(victim), (cost - 1.0) * 100.0);
+            outcome
+        })
+        .into()
 }
 
 #[test]
 fn a_cold_start_is_near_its_bound() {
-    for (nodes, link, most) in [(4, 50e6, 1.08), (8, 25e6, 1.10), (16, 12.5e6, 1.12)] {
-        let outcome = run(Scenario::new(1, nodes, 256 << 20, 4).rates(link, link, 4.0 * link));
-        clean(&outcome);
-        assert!(outcome.complete);
-        assert!(outcome.ratio <= most, "{nodes} nodes: T/T* {:.3}", outcome.ratio);
-        assert!(outcome.origin_ratio <= 1.02, "{nodes} nodes: origin {}", outcome.origin_ratio);
+    for (nodes, link) in [(4, 50e6), (8, 25e6), (16, 12.5e6)] {
+        for origin in [link, 4.0 * link] {
+            let outcome = run(Scenario::new(1, nodes, 256 << 20, 4).rates(link, origin, 4.0 * link));
+            clean(&outcome);
+            assert!(outcome.complete);
+            assert!(outcome.ratio <= 1.02, "{nodes} nodes: T/T* {:.3}", outcome.ratio);
+            assert!(outcome.origin_ratio <= 1.02, "{nodes} nodes: origin {}", outcome.origin_ratio);
+        }
     }
 }
 
@@ -60,30 +65,36 @@ fn the_same_seed_gives_the_same_run() {
 
 #[test]
 fn a_death_costs_little() {
-    let outcome = costs_little(FaultKind::Dies(3));
-    assert!(outcome.origin_ratio <= 1.02, "origin {}", outcome.origin_ratio);
+    // At the head of the chain, where all origin reads were, it costs 7.5 %.
+    for outcome in costs_at_most(1.08, FaultKind::Dies) {
+        assert!(outcome.origin_ratio <= 1.02, "origin {}", outcome.origin_ratio);
+    }
 }
 
 #[test]
 fn a_slow_node_costs_little() {
-    // The target is 5 %: what hangs below a node that turns slow is found out too late, and leaves queues behind.
-    costs_at_most(FaultKind::Slow(3, 10), 1.13);
+    // Not yet within 5 %: a chain is found out to be slow after a sweep or two, and trees are some 5 % slower.
+    costs_at_most(1.18, |node| FaultKind::Slow(node, 10));
 }
 
 #[test]
 fn a_corrupting_node_costs_little() {
-    assert!(costs_little(FaultKind::Corrupts(3, 1_000_000)).complete);
+    for outcome in costs_at_most(1.06, |node| FaultKind::Corrupts(node, 1_000_000)) {
+        assert!(outcome.complete);
+    }
 }
 
 #[test]
 fn a_cut_link_costs_little() {
-    // The target is 5 %: for the first second nobody knows, and what the node was to read waits for it.
-    assert!(costs_at_most(FaultKind::Cut(3, 3_000_000), 1.09).complete);
+    // Not yet within 5 %: for the first second nobody knows, and the node takes from the others when it is back.
+    for outcome in costs_at_most(1.18, |node| FaultKind::Cut(node, 3_000_000)) {
+        assert!(outcome.complete);
+    }
 }
 
 #[test]
 fn a_full_disk_stops_one_node_only() {
-    costs_little(FaultKind::Full(3));
+    costs_at_most(1.05, FaultKind::Full);
 }
 
 #[test]

@@ -141,6 +141,8 @@ pub(crate) struct Dataset {
     /// After a restart: all known nodes are back, or were waited for.
     pub(crate) recovered: bool,
     pub(crate) direct: bool,
+    /// All nodes have come about as far: what chains need.
+    pub(crate) even: bool,
     pub(crate) origin_bytes: u64,
 }
 
@@ -174,6 +176,7 @@ impl Dataset {
             pending: 0,
             recovered: false,
             direct: false,
+            even: true,
             origin_bytes: 0,
         }
     }

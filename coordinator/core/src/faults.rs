@@ -9,7 +9,7 @@ use crate::Core;
 use crate::catalog::Dataset;
 use crate::event::{Action, Failure, FailureKind, NodeState, Note, ShardFailure, Source};
 use crate::limits::{
-    DISPUTE_ROUNDS_MAX, FAILURES_KEPT_MAX, ORIGIN_ATTEMPTS_MAX, ORIGIN_RETRY_MAX_US, ORIGIN_RETRY_MIN_US,
+    CALM_US, DISPUTE_ROUNDS_MAX, FAILURES_KEPT_MAX, ORIGIN_ATTEMPTS_MAX, ORIGIN_RETRY_MAX_US, ORIGIN_RETRY_MIN_US,
 };
 use crate::membership::doubled;
 use crate::sums::Contradiction;
@@ -204,6 +204,9 @@ impl Core {
         let Source::Peer(peer) = failure.source else {
             return;
         };
+        if failure.kind == FailureKind::Checksum {
+            self.chains_from = now + CALM_US;
+        }
         let Some(known) = self.nodes.get_mut(peer).filter(|_| peer != by) else {
             return;
         };

@@ -8,7 +8,7 @@ use crate::catalog::{Dataset, ExtentNo};
 use crate::event::{Action, Assignment, Source};
 use crate::flight::{Flight, FlightNo, Flights};
 use crate::limits::{LEASE_FACTOR, LEASE_FIRST_US};
-use crate::plan::Found;
+use crate::source::Found;
 
 /// Takes entry `at` out of a list of flights; the entry that moved there, if one did.
 fn unlink(list: &mut Vec<FlightNo>, at: u32) -> Option<FlightNo> {
@@ -125,6 +125,7 @@ impl Core {
         if let Some(node) = self.nodes.get_mut(flight.node) {
             relink(flights, unlink(&mut node.flights, flight.at_node), |f| f.at_node = flight.at_node);
             node.down_backlog -= flight.bytes;
+            node.swept.0 += bytes;
             node.rate_in.took(now, bytes, node.flights.is_empty());
         }
         match flight.source {

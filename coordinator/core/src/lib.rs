@@ -19,12 +19,15 @@ mod hand_out;
 pub mod limits;
 mod membership;
 mod origin;
+mod pace;
 mod plan;
 mod progress;
 mod session;
+mod source;
 mod stage;
 mod staging;
 mod sums;
+mod tree;
 pub mod view;
 mod views;
 
@@ -63,6 +66,8 @@ pub struct Core {
     recover_until: Time,
     /// Planning runs on the typical link's time.
     ns_per_byte: f64,
+    /// No chains before: a link of one was too slow, or bytes were bad.
+    chains_from: Time,
     /// Turns the starting points of bounded searches.
     rotation: u32,
     scratch: Scratch,
@@ -84,6 +89,7 @@ impl Core {
             begun: false,
             recover_until: Time::ZERO,
             ns_per_byte: 1e9 / config.link_bytes_per_s.max(1.0),
+            chains_from: Time::ZERO,
             rotation: 0,
             scratch: Scratch::default(),
             config,

@@ -35,6 +35,14 @@ pub const GROUP_BYTES_MAX: u64 = 256 << 20;
 pub const ALTERNATES_MAX: usize = 3;
 /// Children per node and tree: with two, each node is inside every second tree, and trees are shallow.
 pub const FAN_OUT: u32 = 2;
+/// A chain of N nodes costs N piece times once: it is taken where that is at most this part of the version.
+pub const CHAIN_PART: u64 = 64;
+/// A node that got less than this part of what the one before it in the chain got is where the chain breaks.
+pub const CHAIN_LATE_PART: u64 = 4;
+/// Nodes further apart than this, in extents and beyond the length of the chain, are not fed by chains.
+pub const EVEN_EXTENTS: u64 = 16;
+/// After trouble, trees are used for this long.
+pub const CALM_US: u64 = 60_000_000;
 /// How far a node's account of bytes received and passed on counts, in extents: what lies long back is forgotten.
 pub const DEBIT_EXTENTS_MAX: i64 = 8;
 /// Children that one node may serve at once: each is a connection or a request queue there.
@@ -52,6 +60,8 @@ pub const WINDOW_US: u64 = 200_000;
 pub const STARVING_PART: u64 = 8;
 /// Slower than typical by this factor: a node is served last and serves nobody while others can.
 pub const SLOW_FACTOR: f64 = 4.0;
+/// What is left of a measured slowness of a source after each sweep: half of it after 10 s.
+pub const SLOW_FADE: f64 = 0.983;
 /// Slower by less than this is noise.
 pub const SLOW_NOISE: f64 = 2.0;
 /// A measured slowness is never believed beyond this: it must be able to recover.

@@ -6,7 +6,7 @@ use crate::event::{FailureKind, NodeInfo, NodeState};
 use crate::flight::FlightNo;
 use crate::limits::{
     DISTRUST_STRIKES, HOLD_MAX_US, HOLD_MIN_US, NODES_MAX, QUARANTINE_CHECKSUM_MAX_US, QUARANTINE_CHECKSUM_US,
-    QUARANTINE_MAX_US, QUARANTINE_MIN_US, SLOW_FACTOR, SLOW_MAX, SLOW_NOISE,
+    QUARANTINE_MAX_US, QUARANTINE_MIN_US, SLOW_FACTOR, SLOW_FADE, SLOW_MAX, SLOW_NOISE,
 };
 
 /// Weight of a new sample in every moving average.
@@ -74,7 +74,12 @@ impl Slowness {
 
     /// It kept somebody waiting for long: believe it at once.
     pub(crate) fn strike(&mut self) {
-        self.0 = (self.0 * 2.0).clamp(SLOW_FACTOR, SLOW_MAX);
+        self.0 = (self.0 * 2.0).clamp(2.0 * SLOW_FACTOR, SLOW_MAX);
+    }
+
+    /// Who is taken for slow serves nobody, and so could never show that it no longer is.
+    pub(crate) fn fade(&mut self) {
+        self.0 = 1.0 + (self.0 - 1.0) * SLOW_FADE;
     }
 
     /// The factor, without noise.
@@ -170,6 +175,8 @@ pub(crate) struct Node {
     /// Origin leases it holds.
     pub(crate) leases: u32,
     pub(crate) rate_in: Meter,
+    /// Bytes that came since the last sweep, and in the one before.
+    pub(crate) swept: (u64, u64),
     pub(crate) slow_in: Slowness,
     pub(crate) slow_out: Slowness,
     pub(crate) quarantine: Quarantine,
@@ -195,6 +202,7 @@ impl Node {
             debit: 0,
             leases: 0,
             rate_in: Meter::default(),
+            swept: (0, 0),
             slow_in: Slowness::default(),
             slow_out: Slowness::default(),
             quarantine: Quarantine::default(),

@@ -1,11 +1,11 @@
 //! Planning: which node gets which extent from whom.
 //!
 //! Work is found node by node: whoever has room gets the rarest extent that others have ("catching up"), else the
-//! next one from the origin. But an extent is always planned for *all* nodes that need it and have room, as a binary
-//! tree that exists only while the extent moves. Whoever received more than it passed on stands at the top, so that
-//! each node is inside about every second tree and a leaf of the others: all uplinks carry the same, a node forwards
-//! an extent to two children while it is a leaf of the next, and the depth is log2(N). (Chains carry as much, but N
-//! nodes deep; a parent with more children makes them wait for its uplink while others idle.)
+//! next one from the origin. But an extent is always planned for *all* nodes that need it and have room, as a tree
+//! that exists only while the extent moves. While all is well and the nodes are few it is a chain, always the same
+//! (see [`Core::chain`]); else it is binary, and whoever received more than it passed on stands at the top, so that
+//! each node is inside about every second tree and a leaf of the others: all uplinks carry the same, and the depth is
+//! log2(N). (A parent with more children makes them wait for its uplink while others idle.)
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -14,48 +14,40 @@ use millstream_types::{NodeId, Time};
 
 use crate::Core;
 use crate::catalog::{Dataset, ExtentNo};
-use crate::event::Source;
-use crate::limits::{
-    ALTERNATES_MAX, CHILDREN_MAX, DEBIT_EXTENTS_MAX, FAN_OUT, LEASES_PER_NODE, SAMPLE_MAX, SERVE_MAX, STARVING_PART,
-    WINDOW_US,
-};
+use crate::limits::{DEBIT_EXTENTS_MAX, LEASES_PER_NODE, SAMPLE_MAX, SERVE_MAX, STARVING_PART, WINDOW_US};
 use crate::membership::Node;
 
 /// Reused between plans: nothing is allocated per assignment.
 #[derive(Debug, Default)]
 pub(crate) struct Scratch {
-    wanters: Vec<Wanter>,
-    candidates: Vec<(u32, ExtentNo)>,
-    sources: Vec<(u64, NodeId)>,
+    pub(crate) wanters: Vec<Wanter>,
+    pub(crate) candidates: Vec<(u32, ExtentNo)>,
+    pub(crate) sources: Vec<(u64, NodeId)>,
     /// Possible parents: rounds of children they had, order of joining, number.
-    heap: BinaryHeap<Reverse<(u32, u32, u32)>>,
+    pub(crate) heap: BinaryHeap<Reverse<(u32, u32, u32)>>,
     /// By node: children in the present tree, and the next older member of the same rack.
-    children: Vec<u32>,
-    next_in_rack: Vec<Option<NodeId>>,
+    pub(crate) children: Vec<u32>,
+    pub(crate) next_in_rack: Vec<Option<NodeId>>,
     /// By rack: the oldest member of the tree that has room for a child, and the youngest.
-    rack_open: Vec<Option<NodeId>>,
-    rack_last: Vec<Option<NodeId>>,
+    pub(crate) rack_open: Vec<Option<NodeId>>,
+    pub(crate) rack_last: Vec<Option<NodeId>>,
     /// Members so far: the older, the nearer to the root.
-    joined: u32,
+    pub(crate) joined: u32,
+    /// Children a member gets before others get more: 2 for trees, 1 for chains.
+    pub(crate) fan_out: u32,
 }
 
 /// A node that needs an extent. Nodes keep their places from tree to tree as far as possible, so that what flows
 /// through them flows evenly: other places each time mean bursts and gaps on uplinks that have nothing to spare.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Wanter {
+pub(crate) struct Wanter {
     /// Joins last and feeds nobody: slow, quarantined, or far behind with what it owes.
-    leaf: bool,
+    pub(crate) leaf: bool,
     /// Bytes passed on less bytes received, in extents.
-    debit: i64,
-    node: NodeId,
-}
-
-/// Where to get an extent when a plan has to be changed.
-#[derive(Debug)]
-pub(crate) struct Found {
-    pub(crate) source: NodeId,
-    pub(crate) alternates: Vec<NodeId>,
-    pub(crate) holder: bool,
+    pub(crate) debit: i64,
+    pub(crate) node: NodeId,
+    /// More is on its way to it than to the others: what it reads from the origin would be late.
+    pub(crate) busy: bool,
 }
 
 impl Core {
@@ -91,7 +83,7 @@ impl Core {
     }
 
     /// The version is open on the node and may go there.
-    fn open_for(&self, ds: &Dataset, node: NodeId) -> bool {
+    pub(crate) fn open_for(&self, ds: &Dataset, node: NodeId) -> bool {
         ds.replica(node).is_some_and(|r| r.inventoried && r.refused.is_none())
     }
 
@@ -102,7 +94,7 @@ impl Core {
 
     /// Little enough is assigned to the node that it asks for more. Between this and [`Self::has_room`] it takes part
     /// in what is planned for others: trees that leave half of the nodes out fall behind for good.
-    fn hungry(&self, ds: &Dataset, node: NodeId) -> bool {
+    pub(crate) fn hungry(&self, ds: &Dataset, node: NodeId) -> bool {
         self.nodes.get(node).is_some_and(|n| n.down_backlog < self.window(ds, n))
     }
 
@@ -132,15 +124,16 @@ impl Core {
         if !self.scratch.wanters.iter().any(|w| w.node == node) {
             return false;
         }
-        self.begin_tree();
+        self.begin_tree(ds, now);
         let mut sources = std::mem::take(&mut self.scratch.sources);
         sources.clear();
         self.list_holders(ds, now, e, &mut sources);
         self.list_receivers(ds, now, e, &mut sources);
         sources.sort_unstable();
         // A source passes each extent on once, like the origin: those who get it do the rest.
-        for &(_, source) in &sources {
-            self.join_tree(source, FAN_OUT - 1);
+        let most = if self.chain(ds, now) { 1 } else { sources.len() };
+        for &(_, source) in sources.iter().take(most) {
+            self.join_tree(source, self.scratch.fan_out - 1);
         }
         self.scratch.sources = sources;
         if self.scratch.heap.is_empty() {
@@ -168,7 +161,7 @@ impl Core {
             return false;
         }
         self.list_wanters(ds, now, e);
-        self.begin_tree();
+        self.begin_tree(ds, now);
         self.grow_from_origin(ds, now, e)
     }
 
@@ -213,7 +206,12 @@ impl Core {
             up += known.up_backlog;
             down += known.down_backlog;
             debit += known.debit;
-            wanters.push(Wanter { leaf: known.slow_in.is_slow() || !known.serves_well(now), debit: known.debit, node });
+            wanters.push(Wanter {
+                leaf: known.slow_in.is_slow() || !known.serves_well(now),
+                debit: known.debit,
+                node,
+                busy: false,
+            });
         }
         let count = wanters.len().max(1);
         let (up, down, debit) = (up / count as u64, down / count as u64, debit / count as i64);
@@ -222,12 +220,13 @@ impl Core {
             if let Some(known) = self.nodes.get_mut(wanter.node) {
                 // Far behind the others: what hangs below it would wait.
                 wanter.leaf |= known.up_backlog > 2 * up + 4 * bytes || known.down_backlog > 2 * down + 4 * bytes;
+                wanter.busy = wanter.leaf || known.down_backlog > down + 4 * bytes;
                 known.debit = known.debit.clamp(debit - debit_max, debit + debit_max);
                 wanter.debit = known.debit / bytes as i64;
             }
         }
-        // The half that owes most comes first, and within each half everyone keeps its place.
-        let inside = count.div_ceil(2).min(wanters.len());
+        // The half that owes most comes first, and within each half (of a chain: all along) everyone keeps its place.
+        let inside = if self.chain(ds, now) { wanters.len() } else { count.div_ceil(2).min(wanters.len()) };
         if inside < wanters.len() {
             wanters.select_nth_unstable(inside);
         }
@@ -235,267 +234,5 @@ impl Core {
         first.sort_unstable_by_key(|w| (w.leaf, w.node));
         second.sort_unstable_by_key(|w| (w.leaf, w.node));
         self.scratch.wanters = wanters;
-    }
-
-    fn ns(&self, bytes: u64) -> u64 {
-        (bytes as f64 * self.ns_per_byte) as u64
-    }
-
-    /// When the node's uplink has served what it owes, counted from now.
-    fn up_free(&self, node: NodeId) -> u64 {
-        self.nodes.get(node).map_or(0, |n| (self.ns(n.up_backlog) as f64 * n.slow_out.factor()) as u64)
-    }
-
-    fn begin_tree(&mut self) {
-        let nodes = self.nodes.len() as usize;
-        let racks = self.nodes.racks() + 1;
-        let scratch = &mut self.scratch;
-        scratch.heap.clear();
-        scratch.children.resize(nodes, 0);
-        scratch.next_in_rack.resize(nodes, None);
-        scratch.rack_open.clear();
-        scratch.rack_open.resize(racks, None);
-        scratch.rack_last.clear();
-        scratch.rack_last.resize(racks, None);
-        scratch.joined = 0;
-    }
-
-    /// `node` becomes a possible parent, that has `children` already.
-    fn join_tree(&mut self, node: NodeId, children: u32) {
-        let rack = self.nodes.get(node).map_or(0, |n| n.rack) as usize;
-        let scratch = &mut self.scratch;
-        let at = node.0 as usize;
-        scratch.children[at] = children;
-        scratch.joined += 1;
-        scratch.heap.push(Reverse((children / FAN_OUT, scratch.joined, node.0)));
-        if rack > 0 {
-            scratch.next_in_rack[at] = None;
-            if let Some(last) = scratch.rack_last[rack].replace(node) {
-                scratch.next_in_rack[last.0 as usize] = Some(node);
-            }
-            scratch.rack_open[rack].get_or_insert(node);
-        }
-    }
-
-    fn list_holders(&mut self, ds: &Dataset, now: Time, e: ExtentNo, out: &mut Vec<(u64, NodeId)>) {
-        self.rotation = self.rotation.wrapping_add(1);
-        let turn = self.rotation % self.nodes.len().max(1);
-        let (mut good, mut poor) = ([NodeId(0); SAMPLE_MAX], None);
-        let mut count = 0;
-        if !ds.checkable(e) {
-            return;
-        }
-        for h in ds.extents[e as usize].have.iter_from(turn).take(4 * SAMPLE_MAX) {
-            let holder = NodeId(h);
-            match self.nodes.get(holder) {
-                Some(n) if n.serves_well(now) => {
-                    good[count] = holder;
-                    count += 1;
-                    if count == SAMPLE_MAX {
-                        break;
-                    }
-                }
-                Some(n) if n.serves() && !n.quarantine.distrusted(now) => poor = Some(holder),
-                _ => {}
-            }
-        }
-        let fallback = poor.filter(|_| count == 0);
-        good[..count].iter().copied().chain(fallback).for_each(|holder| out.push((self.up_free(holder), holder)));
-    }
-
-    fn list_receivers(&self, ds: &Dataset, now: Time, e: ExtentNo, out: &mut Vec<(u64, NodeId)>) {
-        let extent = &ds.extents[e as usize];
-        let room = out.len() + SAMPLE_MAX;
-        for i in 0..extent.flights.len().min(4 * SAMPLE_MAX) {
-            let at = (i + self.rotation as usize) % extent.flights.len();
-            let Some(flight) = self.flights.get(extent.flights[at]) else {
-                continue;
-            };
-            let root = flight.source == Source::Origin;
-            let fit = self.nodes.get(flight.node).is_some_and(|n| n.serves_well(now) || (root && n.serves()));
-            if fit && out.len() < room {
-                // One extent time later than a holder that is as busy.
-                out.push((self.up_free(flight.node) + self.ns(extent.bytes), flight.node));
-            }
-        }
-    }
-
-    /// Chooses the node that reads the extent from the origin, and grows the tree below it.
-    fn grow_from_origin(&mut self, ds: &mut Dataset, now: Time, e: ExtentNo) -> bool {
-        let extent = &ds.extents[e as usize];
-        let shard = ds.layout.shard_of(extent.pieces.start);
-        let used = ds.sums.disputes.get(&shard).map_or(&[][..], |d| &d.used);
-        let wanters = &self.scratch.wanters;
-        let hinted = extent.hint.and_then(|(node, _)| wanters.iter().position(|w| w.node == node));
-        let unused = |w: &Wanter| !used.contains(&w.node);
-        let retry = |w: &Wanter| extent.attempts > 0 && extent.last_root == Some(w.node);
-        let Some(at) = hinted
-            .filter(|&i| unused(&wanters[i]))
-            .or_else(|| wanters.iter().position(|w| unused(w) && !retry(w)))
-            .or_else(|| wanters.iter().position(unused))
-            .or_else(|| (!wanters.is_empty()).then_some(0))
-        else {
-            return false;
-        };
-        let root = self.scratch.wanters.remove(at).node;
-        if self.launch(ds, now, e, root, Source::Origin, Vec::new(), 0).is_none() {
-            return false;
-        }
-        self.join_tree(root, 0);
-        self.grow(ds, now, e);
-        true
-    }
-
-    /// Hangs all wanters into the tree, each below the oldest member that has room.
-    fn grow(&mut self, ds: &mut Dataset, now: Time, e: ExtentNo) -> bool {
-        let wanters = std::mem::take(&mut self.scratch.wanters);
-        let mut grown = false;
-        for wanter in &wanters {
-            let Some(parent) = self.best_parent(wanter.node) else {
-                break;
-            };
-            let alternates = self.alternates(ds, e, wanter.node, parent);
-            if self.launch(ds, now, e, wanter.node, Source::Peer(parent), alternates, 0).is_none() {
-                break;
-            }
-            grown = true;
-            if !wanter.leaf {
-                self.join_tree(wanter.node, 0);
-            }
-        }
-        self.scratch.wanters = wanters;
-        grown
-    }
-
-    /// The parent for a child: in its own rack where one has room, else the oldest with the fewest rounds of children.
-    fn best_parent(&mut self, child: NodeId) -> Option<NodeId> {
-        let rack = self.nodes.get(child).map_or(0, |n| n.rack) as usize;
-        while let Some(near) = self.scratch.rack_open[rack].filter(|_| rack > 0) {
-            let at = near.0 as usize;
-            if self.scratch.children[at] < FAN_OUT && self.takes_children(near) {
-                self.scratch.children[at] += 1;
-                return Some(near);
-            }
-            self.scratch.rack_open[rack] = self.scratch.next_in_rack[at];
-        }
-        loop {
-            let Reverse((rounds, order, node)) = self.scratch.heap.pop()?;
-            let parent = NodeId(node);
-            let children = &mut self.scratch.children[node as usize];
-            if *children / FAN_OUT > rounds {
-                // It got children from its own rack since.
-                self.scratch.heap.push(Reverse((*children / FAN_OUT, order, node)));
-                continue;
-            }
-            *children += 1;
-            let again = Reverse((*children / FAN_OUT, order, node));
-            if self.takes_children(parent) {
-                self.scratch.heap.push(again);
-                return Some(parent);
-            }
-        }
-    }
-
-    fn takes_children(&self, node: NodeId) -> bool {
-        self.nodes.get(node).is_some_and(|n| n.serving.len() < CHILDREN_MAX)
-    }
-
-    /// Ancestors first, then another member of the tree: none of them is below the child.
-    fn alternates(&self, ds: &Dataset, e: ExtentNo, child: NodeId, parent: NodeId) -> Vec<NodeId> {
-        let mut out: Vec<NodeId> = Vec::with_capacity(ALTERNATES_MAX);
-        let mut add = |node: NodeId| {
-            if node != child && node != parent && !out.contains(&node) && out.len() < ALTERNATES_MAX {
-                out.push(node);
-            }
-        };
-        let above = |node| match self.flight_on(ds, e, node).map(|f| f.source) {
-            Some(Source::Peer(node)) => Some(node),
-            _ => None,
-        };
-        if let Some(grandparent) = above(parent) {
-            add(grandparent);
-        }
-        if let Some(root) = ds.extents[e as usize].lease.and_then(|no| self.flights.get(no)) {
-            add(root.node);
-        }
-        if let Some(&Reverse((_, _, other))) = self.scratch.heap.peek() {
-            add(NodeId(other));
-        }
-        out
-    }
-
-    /// The node's flight of that extent.
-    pub(crate) fn flight_on(&self, ds: &Dataset, e: ExtentNo, node: NodeId) -> Option<&crate::flight::Flight> {
-        let flights = &self.nodes.get(node)?.flights;
-        flights.iter().filter_map(|&no| self.flights.get(no)).find(|f| f.extent == e && f.dataset == ds.id)
-    }
-
-    /// Another source for one node, when a plan failed: a holder, or a receiver that does not depend on the node.
-    pub(crate) fn find_source(
-        &mut self,
-        ds: &Dataset,
-        now: Time,
-        e: ExtentNo,
-        node: NodeId,
-        not: Option<NodeId>,
-    ) -> Option<Found> {
-        self.rotation = self.rotation.wrapping_add(1);
-        let turn = self.rotation % self.nodes.len().max(1);
-        let extent = &ds.extents[e as usize];
-        let mut found: Vec<(bool, bool, u64, NodeId)> = Vec::new();
-        for h in extent.have.iter_from(turn).take(if ds.checkable(e) { SAMPLE_MAX } else { 0 }) {
-            let holder = NodeId(h);
-            let fit = self.nodes.get(holder).is_some_and(|n| n.serves() && !n.quarantine.distrusted(now));
-            if fit && holder != node && Some(holder) != not {
-                found.push((false, self.poor(now, holder), self.up_free(holder), holder));
-            }
-        }
-        if !found.iter().any(|f| !f.1) {
-            for i in 0..extent.flights.len().min(SAMPLE_MAX) {
-                let at = (i + turn as usize) % extent.flights.len();
-                let Some(flight) = self.flights.get(extent.flights[at]) else {
-                    continue;
-                };
-                let receiver = flight.node;
-                let fit = self.nodes.get(receiver).is_some_and(|n| n.serves());
-                if fit && receiver != node && Some(receiver) != not && self.fed_without(ds, e, receiver, node) {
-                    found.push((true, self.poor(now, receiver), self.up_free(receiver), receiver));
-                }
-            }
-            if let Some(root) = extent.lease.and_then(|no| self.flights.get(no)).map(|f| f.node) {
-                let fit = self.nodes.get(root).is_some_and(|n| n.serves());
-                if fit && root != node && Some(root) != not {
-                    found.push((true, self.poor(now, root), self.up_free(root), root));
-                }
-            }
-        }
-        found.sort_unstable_by_key(|&(receiver, poor, up, id)| (poor, receiver, up, id));
-        found.dedup_by_key(|f| f.3);
-        let &(receiver, _, _, source) = found.first()?;
-        let alternates = found[1..].iter().map(|f| f.3).take(ALTERNATES_MAX).collect();
-        Some(Found { source, alternates, holder: !receiver })
-    }
-
-    fn poor(&self, now: Time, node: NodeId) -> bool {
-        !self.nodes.get(node).is_some_and(|n| n.serves_well(now))
-    }
-
-    /// Does what `receiver` gets come from the origin or a holder, on a way that does not lead over `node`?
-    fn fed_without(&self, ds: &Dataset, e: ExtentNo, receiver: NodeId, node: NodeId) -> bool {
-        let mut at = receiver;
-        for _ in 0..=self.nodes.len() {
-            if at == node {
-                return false;
-            }
-            if ds.extents[e as usize].have.get(at.0) {
-                return true;
-            }
-            match self.flight_on(ds, e, at).map(|f| f.source) {
-                Some(Source::Origin) => return true,
-                Some(Source::Peer(next)) => at = next,
-                None => return false,
-            }
-        }
-        false
     }
 }

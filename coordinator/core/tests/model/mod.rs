@@ -331,12 +331,14 @@ impl World {
         if !std::mem::replace(&mut self.ticking, true) {
             self.push(self.now, Ev::Tick);
         }
-        while let Some(Reverse((at, _, ev))) = self.queue.pop() {
-            if at > limit {
-                self.push(at, ev);
+        while let Some(Reverse((at, ..))) = self.queue.peek() {
+            if *at > limit {
                 self.now = limit;
                 break;
             }
+            let Some(Reverse((at, _, ev))) = self.queue.pop() else {
+                break;
+            };
             self.now = self.now.max(at);
             self.step(ev);
             if self.finished() {
