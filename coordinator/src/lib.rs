@@ -5,6 +5,7 @@
 //! dashboards; `store` keeps what must survive. Goals: see each module. Non-goals: policy (the core's), piece bytes
 //! (agents').
 
+mod apart;
 pub mod config;
 mod datasets;
 mod driver;

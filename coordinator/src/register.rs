@@ -11,6 +11,7 @@ use millstream_proto::{manifest, v1};
 use millstream_types::{DatasetKind, DatasetName, DatasetRef, Layout, Manifest, ShardEntry, Version};
 use tokio::sync::mpsc;
 
+use crate::apart::{apart, blocking};
 use crate::driver::DriverHandle;
 use crate::failure::RequestError;
 use crate::limits::URL_BYTES_MAX;
@@ -61,16 +62,12 @@ pub(crate) async fn add(
     progress: &Progress,
 ) -> Result<v1::AddDatasetProgress, RequestError> {
     let (url, steps) = (addition.url.clone(), progress.clone());
-    // On a thread of its own: decoding an index and sorting a listing of millions take seconds.
-    let runtime = tokio::runtime::Handle::current();
-    let found = blocking(move || {
-        runtime.block_on(async {
-            tokio::select! {
-                found = snapshot(&url, &steps) => found,
-                // A client that has gone wants no dataset that takes minutes to list.
-                () = steps.closed() => Err(RequestError::Stopping),
-            }
-        })
+    let found = apart(move || async move {
+        tokio::select! {
+            found = snapshot(&url, &steps) => found,
+            // A client that has gone wants no dataset that takes minutes to list.
+            () = steps.closed() => Err(RequestError::Stopping),
+        }
     });
     let snapshot = found.await??;
     let shards = snapshot.shards.len() as u64;
@@ -131,11 +128,6 @@ async fn build(addition: &Addition, snapshot: &Snapshot, version: Version) -> Re
     built.map_err(|source| RequestError::Manifest { url: addition.url.clone(), source })
 }
 
-/// Off the async threads: millions of shards take a second to sort and hash.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, RequestError> {
-    tokio::task::spawn_blocking(work).await.map_err(|_| RequestError::Stopping)
-}
-
 async fn snapshot(url: &str, progress: &Progress) -> Result<Snapshot, RequestError> {
     let at_origin = |source: OriginError| RequestError::Origin { url: url.to_owned(), source };
     let origin = Origin::from_url(url).map_err(at_origin)?;
@@ -158,17 +150,17 @@ async fn snapshot(url: &str, progress: &Progress) -> Result<Snapshot, RequestErr
         return Ok(found);
     }
     let objects_listed = listing.objects.len() as u64;
-    let checksums = origin.checksums(&listing.objects, |checksums_read| {
+    let facts = origin.facts(&listing.objects, |checksums_read| {
         tell(v1::AddDatasetProgress { objects_listed, bytes_listed, checksums_read, ..Default::default() });
     });
-    let checksums = checksums.await.map_err(at_origin)?;
-    let shards = listing.objects.into_iter().zip(checksums);
-    let shards = shards.map(|(object, checksum)| ShardEntry {
+    let facts = facts.await.map_err(at_origin)?;
+    let shards = listing.objects.into_iter().zip(facts);
+    let shards = shards.map(|(object, facts)| ShardEntry {
         key: object.key,
         len: object.len,
         etag: object.etag,
-        version_id: object.version_id,
-        checksum,
+        version_id: facts.version_id.or(object.version_id),
+        checksum: facts.checksum,
         piece_crcs: None,
     });
     Ok(Snapshot { piece_len: Layout::piece_len_for(bytes_listed), shards: shards.collect(), indexed: false })
