@@ -7,8 +7,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use millstream_proto::v1::ShowDatasetRequest;
 use millstream_proto::v1::client_service_client::ClientServiceClient;
+use millstream_proto::v1::{EvictRequest, ShowDatasetRequest};
 use millstream_types::id::DatasetSelector;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -58,6 +58,12 @@ struct Refusal {
 
 fn refusal(code: u32, error: impl Into<String>) -> Refusal {
     Refusal { code, error: error.into() }
+}
+
+/// What the coordinator refused, in its words and with its code.
+fn from_status(status: &tonic::Status) -> Refusal {
+    let code = status.metadata().get("millstream-code").and_then(|v| v.to_str().ok()?.parse().ok());
+    refusal(code.unwrap_or(6), status.message())
 }
 
 /// Serves the socket until `shutdown`.
@@ -208,12 +214,21 @@ impl LocalApi {
     }
 
     async fn evict(&self, version: &LocalVersion) -> Answer {
-        let (answer, answered) = oneshot::channel();
-        let ask = Ask::Evict { digest: version.manifest.digest(), answer };
-        let stops = || refusal(6, "the agent is stopping");
-        self.inputs.send(Input::Ask(ask)).await.map_err(|_| stops())?;
-        let bytes = answered.await.map_err(|_| stops())?.map_err(|reason| refusal(8, reason))?;
-        Ok(json!({"dataset": version.manifest.name().to_string(), "bytes": bytes}))
+        let dataset = version.manifest.name().to_string();
+        // Whether other copies exist, only the coordinator knows.
+        let Some(channel) = self.link.channel() else {
+            let why = format!(
+                "no coordinator is reachable, and only it knows whether {dataset} exists elsewhere; try again later"
+            );
+            return Err(refusal(6, why));
+        };
+        let request = EvictRequest { dataset: dataset.clone(), nodes: self.node.clone() };
+        let asked = ClientServiceClient::new(channel).evict(request).await;
+        let reply = asked.map_err(|status| from_status(&status))?.into_inner();
+        match reply.refused.is_empty() {
+            true => Ok(json!({"dataset": dataset, "bytes": reply.bytes})),
+            false => Err(refusal(8, reply.refused.join("; "))),
+        }
     }
 
     async fn verify(&self, version: &LocalVersion) -> Answer {

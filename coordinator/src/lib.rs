@@ -7,6 +7,7 @@
 
 mod apart;
 pub mod config;
+mod copies;
 mod datasets;
 mod driver;
 pub mod failure;

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::TcpListener;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
@@ -29,6 +31,7 @@ pub struct Builder {
     nodes: usize,
     agent_arguments: Vec<String>,
     agent_environment: BTreeMap<usize, Vec<(String, String)>>,
+    versioned: bool,
 }
 
 impl Builder {
@@ -41,6 +44,12 @@ impl Builder {
     /// An environment variable for one agent, such as a fault to serve with.
     pub fn agent_env(mut self, agent: usize, name: &str, value: &str) -> Builder {
         self.agent_environment.entry(agent).or_default().push((name.into(), value.into()));
+        self
+    }
+
+    /// The origin's buckets keep versions.
+    pub fn versioned(mut self) -> Builder {
+        self.versioned = true;
         self
     }
 
@@ -186,12 +195,14 @@ impl Cluster {
 
     /// The same, with more to say.
     pub fn builder(nodes: usize) -> Builder {
-        Builder { nodes, agent_arguments: Vec::new(), agent_environment: BTreeMap::new() }
+        Builder { nodes, agent_arguments: Vec::new(), agent_environment: BTreeMap::new(), versioned: false }
     }
 
     fn new(builder: Builder) -> Cluster {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-        let s3 = runtime.block_on(S3Server::start(ServerConfig::default())).unwrap();
+        let s3 = runtime
+            .block_on(S3Server::start(ServerConfig { versioned: builder.versioned, ..ServerConfig::default() }))
+            .unwrap();
         let dir = tempfile::tempdir().unwrap();
         let aws = [
             ("AWS_ENDPOINT_URL", s3.endpoint()),
@@ -378,12 +389,35 @@ impl Cluster {
         command.output().unwrap()
     }
 
+    /// A connection to one node's Unix socket.
+    pub fn socket(&self, i: usize) -> Socket {
+        Socket(BufReader::new(UnixStream::connect(self.agents[i].ready_text("socket")).unwrap()))
+    }
+
     /// Runs a client verb that must succeed.
     pub fn cli_ok(&self, arguments: &[&str]) -> String {
         let output = self.cli(arguments);
         let error = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{arguments:?}: {:?} {error}", output.status.code());
         String::from_utf8(output.stdout).unwrap()
+    }
+}
+
+/// A conversation with an agent, as a trainer has it.
+pub struct Socket(BufReader<UnixStream>);
+
+impl Socket {
+    /// One request, and the reply to it; progress on the way is left out.
+    pub fn ask(&mut self, request: Value) -> Value {
+        writeln!(self.0.get_mut(), "{request}").unwrap();
+        loop {
+            let mut line = String::new();
+            self.0.read_line(&mut line).unwrap();
+            let reply: Value = serde_json::from_str(&line).unwrap();
+            if reply.get("ok").is_some() {
+                return reply;
+            }
+        }
     }
 }
 

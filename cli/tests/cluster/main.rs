@@ -7,6 +7,7 @@
 #![allow(clippy::unwrap_used, clippy::print_stderr)]
 
 mod basics;
+mod copies;
 mod crashes;
 mod faults;
 mod harness;

@@ -105,6 +105,8 @@ pub(crate) struct Replica {
     pub(crate) have_bytes: u64,
     pub(crate) ready_bytes: u64,
     pub(crate) sealed: RunSet,
+    /// It was told to drop the version: what it has is no copy to count on.
+    pub(crate) leaving: bool,
     /// Sealed as the node says, but not believed yet.
     pub(crate) claimed: RunSet,
     /// Where the next search for work begins, so that nodes do not all pick the same.

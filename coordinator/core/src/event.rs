@@ -307,6 +307,20 @@ pub enum Event {
         /// In words, with numbers.
         reason: String,
     },
+    /// These nodes shall drop the version: [`Core::departures`](crate::Core::departures) said that they may.
+    EvictionOrdered {
+        /// The version.
+        dataset: DatasetId,
+        /// Where.
+        nodes: Vec<NodeId>,
+    },
+    /// A node kept the version although it was told to drop it (pinned, leased, its disk).
+    EvictionRefused {
+        /// The node.
+        node: NodeId,
+        /// The version.
+        dataset: DatasetId,
+    },
     /// A node removed a version from its disk.
     Evicted {
         /// The node.

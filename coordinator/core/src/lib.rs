@@ -11,6 +11,7 @@
 mod bits;
 mod catalog;
 pub mod config;
+mod copies;
 pub mod event;
 mod extent;
 mod faults;
@@ -126,6 +127,8 @@ impl Core {
             }
             Event::ShardLost { node, dataset, shard, reason: _ } => self.shard_lost(now, node, dataset, shard),
             Event::NodeRefused { node, dataset, kind: _, reason } => self.node_refused(now, node, dataset, reason),
+            Event::EvictionOrdered { dataset, nodes } => self.eviction_ordered(dataset, nodes),
+            Event::EvictionRefused { node, dataset } => self.eviction_refused(node, dataset),
             Event::Evicted { node, dataset } => self.evicted(now, node, dataset),
         }
     }

@@ -307,6 +307,7 @@ impl Core {
             }
             if let Some(replica) = ds.replica_mut(node) {
                 replica.sealed = Default::default();
+                replica.leaving = false;
             }
             core.judge_stages(now, ds);
         });

@@ -45,7 +45,7 @@ impl Core {
             .collect()
     }
 
-    fn dataset(&self, dataset: DatasetId) -> Option<&Dataset> {
+    pub(crate) fn dataset(&self, dataset: DatasetId) -> Option<&Dataset> {
         self.datasets.get(dataset.0 as usize)?.as_deref()
     }
 
