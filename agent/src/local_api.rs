@@ -4,6 +4,8 @@
 //! `docs/reference/socket.md`. A lease lives as long as its connection: when the process dies, the kernel closes the
 //! socket and the lease is gone.
 
+mod fetch;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,6 +27,9 @@ use crate::limits::{SOCKET_CLIENTS_MAX, SOCKET_LINE_BYTES_MAX};
 use crate::local::{LocalState, LocalVersion};
 use crate::storage::{Lease, Store};
 
+/// What this agent can do beyond the first version of the protocol: clients ask before they use it.
+const FEATURES: [&str; 1] = ["fetch"];
+
 /// What the socket's clients are answered from.
 pub(crate) struct LocalApi {
     pub node: String,
@@ -41,6 +46,7 @@ pub(crate) struct LocalApi {
 enum Request {
     Hello {},
     Path { dataset: String, key: Option<String> },
+    Fetch { dataset: String, key: String, timeout_ms: Option<u64> },
     Wait { dataset: String, timeout_ms: Option<u64> },
     Pin { dataset: String },
     Unpin { dataset: String },
@@ -144,6 +150,7 @@ impl LocalApi {
         Ok(match request {
             Request::Hello {} => Ok(json!({
                 "version": env!("CARGO_PKG_VERSION"), "protocol": 1, "node": self.node, "io": self.io,
+                "features": FEATURES,
             })),
             Request::Status {} => Ok(self.status()),
             Request::Wait { dataset, timeout_ms } => return self.wait(&dataset, timeout_ms, write).await,
@@ -151,6 +158,9 @@ impl LocalApi {
                 Ok(version) => path(&version, key.as_deref()),
                 Err(refusal) => Err(refusal),
             },
+            Request::Fetch { dataset, key, timeout_ms } => {
+                return fetch::fetch(self, &dataset, &key, timeout_ms, write).await;
+            }
             Request::Lease { dataset } => self.find(&dataset).await.map(|version| {
                 leases.push(self.store.lease(&version.manifest.digest()));
                 json!({"dataset": version.manifest.name().to_string()})
@@ -196,7 +206,7 @@ impl LocalApi {
         let c = &self.counters;
         let datasets: Vec<Value> = self.local.all().iter().map(|v| version_status(v)).collect();
         json!({
-            "node": self.node, "io": self.io, "version": env!("CARGO_PKG_VERSION"),
+            "node": self.node, "io": self.io, "version": env!("CARGO_PKG_VERSION"), "features": FEATURES,
             "disk": {"capacity_bytes": usage.capacity_bytes, "used_bytes": usage.used_bytes,
                      "pinned_bytes": usage.pinned_bytes, "partial_bytes": usage.partial_bytes},
             "received_bytes": {"origin": c.received_origin.get(), "tcp": c.received_tcp.get(), "rdma": c.received_rdma.get()},

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{BufRead as _, BufReader, Write as _};
-use std::net::TcpListener;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -183,6 +183,7 @@ pub struct Cluster {
     s3: S3ServerGuard,
     expected: Expected,
     url: String,
+    aws: Vec<(String, String)>,
     dir: tempfile::TempDir,
     _runtime: tokio::runtime::Runtime,
 }
@@ -258,7 +259,7 @@ impl Cluster {
         }
         let expected = Expected::default();
         let watcher = Watcher::start(roots, DATASET, expected.clone());
-        let cluster = Cluster { watcher, agents, coordinator, s3, expected, url, dir, _runtime: runtime };
+        let cluster = Cluster { watcher, agents, coordinator, s3, expected, url, aws, dir, _runtime: runtime };
         cluster.until_status("all agents are up", |s| up(s) == builder.nodes);
         cluster
     }
@@ -305,6 +306,11 @@ impl Cluster {
     pub fn add(&self) {
         let url = format!("s3://{BUCKET}/{PREFIX}");
         self.cli_ok(&["dataset", "add", "d", &url, "--version", "v1"]);
+    }
+
+    /// What a shard must be.
+    pub fn expected(&self, key: &str) -> Vec<u8> {
+        self.expected.lock().unwrap()[key].clone()
     }
 
     /// Bytes of the dataset.
@@ -381,6 +387,23 @@ impl Cluster {
         millstream().args(arguments).env("MILLSTREAM_COORDINATOR", &self.url).output().unwrap()
     }
 
+    /// Writes an index beside the data, as a person would.
+    pub fn index_at(&self, url: &str) -> bool {
+        let mut command = millstream();
+        command.args(["dataset", "index", url]).envs(self.aws.iter().cloned());
+        command.output().unwrap().status.success()
+    }
+
+    /// All series of the coordinator's `/metrics`.
+    pub fn coordinator_metrics(&self) -> BTreeMap<String, f64> {
+        metrics_at(&self.coordinator.ready_text("http"))
+    }
+
+    /// All series of an agent's `/metrics`.
+    pub fn agent_metrics(&self, i: usize) -> BTreeMap<String, f64> {
+        metrics_at(&self.agents[i].ready_text("http"))
+    }
+
     /// Runs a client verb against one node's agent as well.
     pub fn cli_at(&self, i: usize, arguments: &[&str]) -> Output {
         let socket = self.agents[i].ready_text("socket");
@@ -438,6 +461,16 @@ impl Drop for Cluster {
             self.watcher.check();
         }
     }
+}
+
+/// The samples at an HTTP port, by series (name and labels).
+fn metrics_at(address: &str) -> BTreeMap<String, f64> {
+    let mut stream = TcpStream::connect(address).unwrap();
+    write!(stream, "GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    let samples = text.lines().filter(|l| l.starts_with("millstream_")).filter_map(|l| l.rsplit_once(' '));
+    samples.map(|(series, value)| (series.to_owned(), value.parse().unwrap())).collect()
 }
 
 /// `node1`, `node2`, …

@@ -11,4 +11,5 @@ mod copies;
 mod crashes;
 mod faults;
 mod harness;
+mod spread;
 mod watcher;

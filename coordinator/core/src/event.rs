@@ -214,6 +214,15 @@ pub enum Event {
         /// Higher goes first.
         priority: u32,
     },
+    /// A node asks for shards that a reader there waits for, staged there or not. They come first.
+    ShardsDemanded {
+        /// The node.
+        node: NodeId,
+        /// The version.
+        dataset: DatasetId,
+        /// Which.
+        shards: RunSet,
+    },
     /// A stage is no longer wanted; what was fetched stays.
     StageCancelled {
         /// The stage.

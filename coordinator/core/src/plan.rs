@@ -7,6 +7,8 @@
 //! an extent to two children while it is a leaf of the next, and the depth is log2(N). (Chains carry as much, but N
 //! nodes deep; a parent with more children makes them wait for its uplink while others idle.)
 
+mod demand;
+
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
@@ -65,13 +67,13 @@ impl Core {
             if !self.nodes.get(node).is_some_and(|n| n.ready(now)) {
                 return;
             }
-            let mut planned = false;
+            let mut planned = self.serve_demand(now, node);
             for i in 0..self.active.len() {
-                let id = self.active[i];
-                planned = self.with(id, |core, ds| core.serve_from(ds, now, node)).unwrap_or(false);
                 if planned {
                     break;
                 }
+                let id = self.active[i];
+                planned = self.with(id, |core, ds| core.serve_from(ds, now, node)).unwrap_or(false);
             }
             if !planned {
                 return;

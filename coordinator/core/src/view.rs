@@ -99,6 +99,17 @@ pub struct StageView {
     pub bound_by: &'static str,
 }
 
+/// What it takes to have more shards on a node.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Demand {
+    /// Bytes beyond what is wanted there already.
+    pub bytes_more: u64,
+    /// All that is wanted there then.
+    pub bytes_wanted: u64,
+    /// Why the node does not take what stages want there, if so: then it takes nothing.
+    pub refused: Option<String>,
+}
+
 /// Which nodes may drop a version.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Departures {
