@@ -194,6 +194,8 @@ impl Driver {
             }
             self.carry_out();
         }
+        // What is not finished here goes to others at once, instead of after a time of silence.
+        self.send(Body::Leaving(v1::Leaving {}));
         self.fetches.clear(); // aborts every fetch
         self.session = None;
         self.parts.tasks.close();

@@ -101,6 +101,10 @@ impl State {
                 self.evicted(node, dataset, evicted);
                 if gone { Event::Evicted { node, dataset } } else { Event::EvictionRefused { node, dataset } }
             }
+            Body::Leaving(_) => {
+                self.leaving(now, node);
+                return Ok(());
+            }
             Body::Hello(_) => return refuse("hello", "a second greeting"),
             Body::Batch(_) => return refuse("batch", "a batch within a batch"),
         };
