@@ -17,7 +17,9 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Channel, Endpoint};
 
-use crate::limits::{CONNECT_TIMEOUT, CONTROL_OUT_MAX, MANIFEST_BYTES_MAX, RECONNECT_MAX, RECONNECT_MIN};
+use crate::limits::{
+    CONNECT_TIMEOUT, CONTROL_OUT_MAX, GOODBYE_TIMEOUT, MANIFEST_BYTES_MAX, RECONNECT_MAX, RECONNECT_MIN,
+};
 
 /// What the driver learns of sessions.
 #[derive(Debug)]
@@ -106,7 +108,7 @@ pub async fn keep_session(
         let session = one_session(coordinator, &hello, &link, &events);
         let ended = tokio::select! {
             ended = session => ended,
-            () = shutdown.cancelled() => return,
+            () = goodbye(&shutdown) => return,
         };
         link.set(None);
         let reason = match ended {
@@ -130,6 +132,13 @@ pub async fn keep_session(
         }
         wait = (wait * 2).min(RECONNECT_MAX);
     }
+}
+
+/// Shutdown, and time for the last words: the driver says that the agent leaves and ends the session's stream, and the
+/// coordinator then ends it on its side.
+async fn goodbye(shutdown: &CancellationToken) {
+    shutdown.cancelled().await;
+    tokio::time::sleep(GOODBYE_TIMEOUT).await;
 }
 
 /// `Ok`: a session was up and ended for this reason. `Err`: it did not come up.

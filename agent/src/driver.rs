@@ -63,8 +63,6 @@ pub(crate) enum Input {
 
 /// What the Unix socket may ask of the driver.
 pub(crate) enum Ask {
-    /// Remove a version: bytes freed, or the reason why not.
-    Evict { digest: Digest, answer: oneshot::Sender<Result<u64, String>> },
     /// Re-read and re-check every byte of a version: shards checked, bytes, and what was bad.
     Verify { digest: Digest, answer: oneshot::Sender<v1::VerifyReport> },
 }
@@ -131,7 +129,6 @@ pub(crate) struct Driver {
     fetches: HashMap<FetchId, oneshot::Sender<()>>,
     /// Shards whose bytes are being removed, and writes of new bytes that wait for that.
     discarding: BTreeMap<(DatasetId, ShardNo), Vec<PieceToWrite>>,
-    evict_answers: HashMap<DatasetId, oneshot::Sender<Result<u64, String>>>,
     rates: Rates,
 }
 
@@ -160,7 +157,6 @@ impl Driver {
             held: HashMap::new(),
             fetches: HashMap::new(),
             discarding: BTreeMap::new(),
-            evict_answers: HashMap::new(),
             rates: Rates::default(),
         }
     }
@@ -198,6 +194,8 @@ impl Driver {
             }
             self.carry_out();
         }
+        // What is not finished here goes to others at once, instead of after a time of silence.
+        self.send(Body::Leaving(v1::Leaving {}));
         self.fetches.clear(); // aborts every fetch
         self.session = None;
         self.parts.tasks.close();

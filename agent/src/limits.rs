@@ -21,9 +21,17 @@ pub const RECONNECT_MIN: Duration = Duration::from_millis(100);
 pub const RECONNECT_MAX: Duration = Duration::from_secs(3);
 /// A coordinator that does not accept a connection in this time is tried again.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// Time for the last message to reach the coordinator when the agent stops; one that does not answer is not waited for.
+pub const GOODBYE_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long a peer's request for a piece that is not even on its way here is held: the child's order may overtake
 /// the parent's.
 pub const UNKNOWN_PIECE_GRACE: Duration = Duration::from_secs(2);
+/// How long `fetch` waits when its client does not say: a large shard on a slow link.
+pub const FETCH_TIMEOUT: Duration = Duration::from_secs(60);
+/// And at most: a client that wants to wait longer asks again.
+pub const FETCH_TIMEOUT_MAX: Duration = Duration::from_secs(3600);
+/// A shard that has not come is asked for again after this time: the coordinator may have been restarted.
+pub const FETCH_ASK_AGAIN: Duration = Duration::from_secs(2);
 /// Longest request line on the Unix socket.
 pub const SOCKET_LINE_BYTES_MAX: usize = 64 * 1024;
 /// Clients of the Unix socket at once: a large node runs some hundred data loader workers.

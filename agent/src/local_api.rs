@@ -4,11 +4,13 @@
 //! `docs/reference/socket.md`. A lease lives as long as its connection: when the process dies, the kernel closes the
 //! socket and the lease is gone.
 
+mod fetch;
+
 use std::sync::Arc;
 use std::time::Duration;
 
-use millstream_proto::v1::ShowDatasetRequest;
 use millstream_proto::v1::client_service_client::ClientServiceClient;
+use millstream_proto::v1::{EvictRequest, ShowDatasetRequest};
 use millstream_types::id::DatasetSelector;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -24,6 +26,9 @@ use crate::driver::{Ask, Input, Inputs};
 use crate::limits::{SOCKET_CLIENTS_MAX, SOCKET_LINE_BYTES_MAX};
 use crate::local::{LocalState, LocalVersion};
 use crate::storage::{Lease, Store};
+
+/// What this agent can do beyond the first version of the protocol: clients ask before they use it.
+const FEATURES: [&str; 1] = ["fetch"];
 
 /// What the socket's clients are answered from.
 pub(crate) struct LocalApi {
@@ -41,6 +46,7 @@ pub(crate) struct LocalApi {
 enum Request {
     Hello {},
     Path { dataset: String, key: Option<String> },
+    Fetch { dataset: String, key: String, timeout_ms: Option<u64> },
     Wait { dataset: String, timeout_ms: Option<u64> },
     Pin { dataset: String },
     Unpin { dataset: String },
@@ -58,6 +64,12 @@ struct Refusal {
 
 fn refusal(code: u32, error: impl Into<String>) -> Refusal {
     Refusal { code, error: error.into() }
+}
+
+/// What the coordinator refused, in its words and with its code.
+fn from_status(status: &tonic::Status) -> Refusal {
+    let code = status.metadata().get("millstream-code").and_then(|v| v.to_str().ok()?.parse().ok());
+    refusal(code.unwrap_or(6), status.message())
 }
 
 /// Serves the socket until `shutdown`.
@@ -138,6 +150,7 @@ impl LocalApi {
         Ok(match request {
             Request::Hello {} => Ok(json!({
                 "version": env!("CARGO_PKG_VERSION"), "protocol": 1, "node": self.node, "io": self.io,
+                "features": FEATURES,
             })),
             Request::Status {} => Ok(self.status()),
             Request::Wait { dataset, timeout_ms } => return self.wait(&dataset, timeout_ms, write).await,
@@ -145,6 +158,9 @@ impl LocalApi {
                 Ok(version) => path(&version, key.as_deref()),
                 Err(refusal) => Err(refusal),
             },
+            Request::Fetch { dataset, key, timeout_ms } => {
+                return fetch::fetch(self, &dataset, &key, timeout_ms, write).await;
+            }
             Request::Lease { dataset } => self.find(&dataset).await.map(|version| {
                 leases.push(self.store.lease(&version.manifest.digest()));
                 json!({"dataset": version.manifest.name().to_string()})
@@ -190,7 +206,7 @@ impl LocalApi {
         let c = &self.counters;
         let datasets: Vec<Value> = self.local.all().iter().map(|v| version_status(v)).collect();
         json!({
-            "node": self.node, "io": self.io, "version": env!("CARGO_PKG_VERSION"),
+            "node": self.node, "io": self.io, "version": env!("CARGO_PKG_VERSION"), "features": FEATURES,
             "disk": {"capacity_bytes": usage.capacity_bytes, "used_bytes": usage.used_bytes,
                      "pinned_bytes": usage.pinned_bytes, "partial_bytes": usage.partial_bytes},
             "received_bytes": {"origin": c.received_origin.get(), "tcp": c.received_tcp.get(), "rdma": c.received_rdma.get()},
@@ -208,12 +224,21 @@ impl LocalApi {
     }
 
     async fn evict(&self, version: &LocalVersion) -> Answer {
-        let (answer, answered) = oneshot::channel();
-        let ask = Ask::Evict { digest: version.manifest.digest(), answer };
-        let stops = || refusal(6, "the agent is stopping");
-        self.inputs.send(Input::Ask(ask)).await.map_err(|_| stops())?;
-        let bytes = answered.await.map_err(|_| stops())?.map_err(|reason| refusal(8, reason))?;
-        Ok(json!({"dataset": version.manifest.name().to_string(), "bytes": bytes}))
+        let dataset = version.manifest.name().to_string();
+        // Whether other copies exist, only the coordinator knows.
+        let Some(channel) = self.link.channel() else {
+            let why = format!(
+                "no coordinator is reachable, and only it knows whether {dataset} exists elsewhere; try again later"
+            );
+            return Err(refusal(6, why));
+        };
+        let request = EvictRequest { dataset: dataset.clone(), nodes: self.node.clone() };
+        let asked = ClientServiceClient::new(channel).evict(request).await;
+        let reply = asked.map_err(|status| from_status(&status))?.into_inner();
+        match reply.refused.is_empty() {
+            true => Ok(json!({"dataset": dataset, "bytes": reply.bytes})),
+            false => Err(refusal(8, reply.refused.join("; "))),
+        }
     }
 
     async fn verify(&self, version: &LocalVersion) -> Answer {

@@ -235,6 +235,12 @@ pub struct PathArgs {
     pub dataset: String,
     /// One shard's file instead of the directory of all
     pub key: Option<String>,
+    /// Bring the shard here first when it is not (from peers, or the origin when none has it)
+    #[arg(long, requires = "key")]
+    pub fetch: bool,
+    /// Longest wait for --fetch
+    #[arg(long, value_name = "D", default_value = "60s", requires = "fetch")]
+    pub timeout: Span,
     /// Common flags.
     #[command(flatten)]
     pub client: ClientArgs,

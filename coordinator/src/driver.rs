@@ -17,6 +17,8 @@ use crate::failure::RequestError;
 use crate::limits::{INPUTS_MAX, INPUTS_PER_ROUND};
 use crate::nodes::SessionId;
 
+mod demand;
+mod evict;
 mod messages;
 mod orders;
 mod requests;

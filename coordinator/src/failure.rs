@@ -8,6 +8,7 @@ use millstream_proto::convert::ConvertError;
 use millstream_proto::manifest::{ManifestDecodeError, ManifestEncodeError};
 use millstream_types::id::NameError;
 use millstream_types::manifest::ManifestError;
+use millstream_types::size::format_size;
 use thiserror::Error;
 use tonic::{Code as Grpc, Status};
 
@@ -99,6 +100,14 @@ pub enum RequestError {
         /// The versions that there are, in words.
         hint: String,
     },
+    /// Not in the version.
+    #[error("{dataset} has no shard {key:?}")]
+    UnknownKey {
+        /// The version.
+        dataset: String,
+        /// As asked for.
+        key: String,
+    },
     /// Never seen.
     #[error("no node {}", named(names))]
     UnknownNodes {
@@ -139,6 +148,30 @@ pub enum RequestError {
         reason: String,
         /// What to do.
         next: String,
+    },
+    /// A shard failed for good, so that asking for it is in vain.
+    #[error("{reason}")]
+    ShardFailed {
+        /// As the core says: integrity, conflict, denied.
+        code: ExitCode,
+        /// In words, naming the shard.
+        reason: String,
+    },
+    /// What a node asks for does not fit there.
+    #[error(
+        "{what} does not fit on {node}: {} more are needed, and {} are free",
+        format_size(*.needed),
+        format_size(*.free)
+    )]
+    NoRoom {
+        /// The shard and its version.
+        what: String,
+        /// Where.
+        node: String,
+        /// Bytes.
+        needed: u64,
+        /// Bytes.
+        free: u64,
     },
     /// A limit of [`limits`](crate::limits).
     #[error("{what}: {limit} are the most")]
@@ -200,10 +233,13 @@ impl RequestError {
             | RequestError::Name(_)
             | RequestError::Usage { .. }
             | RequestError::Manifest { .. } => ExitCode::Usage,
-            RequestError::UnknownDataset { .. } | RequestError::UnknownNodes { .. } => ExitCode::Unknown,
+            RequestError::UnknownDataset { .. }
+            | RequestError::UnknownKey { .. }
+            | RequestError::UnknownNodes { .. } => ExitCode::Unknown,
             RequestError::NoNodes | RequestError::NotInTime { .. } => ExitCode::NotReady,
             RequestError::VersionConflict { .. } | RequestError::Conflict { .. } => ExitCode::Conflict,
-            RequestError::TooMany { .. } => ExitCode::NoSpace,
+            RequestError::TooMany { .. } | RequestError::NoRoom { .. } => ExitCode::NoSpace,
+            RequestError::ShardFailed { code, .. } => *code,
             RequestError::Origin { source, .. } => origin_code(source),
             RequestError::Decode { .. } => ExitCode::Integrity,
             RequestError::Encode(_) | RequestError::Store(_) => ExitCode::Other,
@@ -220,6 +256,7 @@ impl RequestError {
             RequestError::UnknownDataset { .. } => {
                 "see `millstream dataset ls`, or register it with `millstream dataset add NAME URL`".into()
             }
+            RequestError::UnknownKey { dataset, .. } => format!("see `millstream dataset show {dataset}`"),
             RequestError::UnknownNodes { .. } => "see `millstream status` for the nodes that there are".into(),
             RequestError::NoNodes => {
                 "start `millstream agent` on the nodes, see `millstream status`, then try again".into()
@@ -229,6 +266,11 @@ impl RequestError {
                 "register the new content under another --version, or leave --version out".into()
             }
             RequestError::Conflict { next, .. } => next.clone(),
+            RequestError::ShardFailed { .. } => {
+                "see `millstream status`; if the object changed, register a new version with `millstream dataset add`"
+                    .into()
+            }
+            RequestError::NoRoom { .. } => "evict something there, or raise the agent's --capacity".into(),
             RequestError::TooMany { .. } => "remove what is no longer needed, or wait".into(),
             RequestError::Origin { .. } => {
                 "check the URL, the credentials and the network of the coordinator (`millstream doctor`)".into()

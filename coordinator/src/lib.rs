@@ -5,7 +5,9 @@
 //! dashboards; `store` keeps what must survive. Goals: see each module. Non-goals: policy (the core's), piece bytes
 //! (agents').
 
+mod apart;
 pub mod config;
+mod copies;
 mod datasets;
 mod driver;
 pub mod failure;

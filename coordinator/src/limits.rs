@@ -53,6 +53,11 @@ pub const WAIT_TICK_DIRTY: Duration = Duration::from_millis(20);
 pub const WAIT_KEEPALIVE: Duration = Duration::from_secs(10);
 /// Time for agents to answer an evict order: deleting large files takes a while.
 pub const EVICT_TIMEOUT: Duration = Duration::from_secs(60);
+/// Time for the origin to say whether it still holds what is evicted: people wait for the answer, and without one the
+/// copy stays.
+pub const ORIGIN_WORD_TIMEOUT: Duration = Duration::from_secs(30);
+/// Keys in one request of a node for shards: a reader waits for one, or for a batch.
+pub const WANTED_KEYS_MAX: usize = 1_000;
 /// Shards in one page of `dataset show`, and the default.
 pub const PAGE_MAX: u32 = 10_000;
 /// Shards in a page when the client does not say.

@@ -11,6 +11,7 @@ use millstream_proto::{manifest, v1};
 use millstream_types::{DatasetKind, DatasetName, DatasetRef, Layout, Manifest, ShardEntry, Version};
 use tokio::sync::mpsc;
 
+use crate::apart::{apart, blocking};
 use crate::driver::DriverHandle;
 use crate::failure::RequestError;
 use crate::limits::URL_BYTES_MAX;
@@ -60,17 +61,13 @@ pub(crate) async fn add(
     addition: Addition,
     progress: &Progress,
 ) -> Result<v1::AddDatasetProgress, RequestError> {
-    let (url, steps) = (addition.url.clone(), progress.clone());
-    // On a thread of its own: decoding an index and sorting a listing of millions take seconds.
-    let runtime = tokio::runtime::Handle::current();
-    let found = blocking(move || {
-        runtime.block_on(async {
-            tokio::select! {
-                found = snapshot(&url, &steps) => found,
-                // A client that has gone wants no dataset that takes minutes to list.
-                () = steps.closed() => Err(RequestError::Stopping),
-            }
-        })
+    let (url, steps, to_tell) = (addition.url.clone(), progress.clone(), driver.clone());
+    let found = apart(move || async move {
+        tokio::select! {
+            found = snapshot(&to_tell, &url, &steps) => found,
+            // A client that has gone wants no dataset that takes minutes to list.
+            () = steps.closed() => Err(RequestError::Stopping),
+        }
     });
     let snapshot = found.await??;
     let shards = snapshot.shards.len() as u64;
@@ -131,12 +128,7 @@ async fn build(addition: &Addition, snapshot: &Snapshot, version: Version) -> Re
     built.map_err(|source| RequestError::Manifest { url: addition.url.clone(), source })
 }
 
-/// Off the async threads: millions of shards take a second to sort and hash.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, RequestError> {
-    tokio::task::spawn_blocking(work).await.map_err(|_| RequestError::Stopping)
-}
-
-async fn snapshot(url: &str, progress: &Progress) -> Result<Snapshot, RequestError> {
+async fn snapshot(driver: &DriverHandle, url: &str, progress: &Progress) -> Result<Snapshot, RequestError> {
     let at_origin = |source: OriginError| RequestError::Origin { url: url.to_owned(), source };
     let origin = Origin::from_url(url).map_err(at_origin)?;
     // A slow client misses progress; nothing waits for it.
@@ -152,47 +144,59 @@ async fn snapshot(url: &str, progress: &Progress) -> Result<Snapshot, RequestErr
         }));
     }
     let bytes_listed = listing.objects.iter().map(|o| o.len).sum();
-    if listing.has_index
-        && let Some(found) = from_index(&origin, &listing.objects).await.map_err(at_origin)?
-    {
-        return Ok(found);
+    let index = match listing.has_index {
+        true => from_index(&origin, &listing.objects).await.map_err(at_origin)?,
+        false => None,
+    };
+    match index {
+        Some(Ok(found)) => return Ok(found),
+        Some(Err(why)) => {
+            let url = url.to_owned();
+            driver.call(move |state, _| state.index_left_aside(&url, &why)).await?;
+        }
+        None => {}
     }
     let objects_listed = listing.objects.len() as u64;
-    let checksums = origin.checksums(&listing.objects, |checksums_read| {
+    let facts = origin.facts(&listing.objects, |checksums_read| {
         tell(v1::AddDatasetProgress { objects_listed, bytes_listed, checksums_read, ..Default::default() });
     });
-    let checksums = checksums.await.map_err(at_origin)?;
-    let shards = listing.objects.into_iter().zip(checksums);
-    let shards = shards.map(|(object, checksum)| ShardEntry {
+    let facts = facts.await.map_err(at_origin)?;
+    let shards = listing.objects.into_iter().zip(facts);
+    let shards = shards.map(|(object, facts)| ShardEntry {
         key: object.key,
         len: object.len,
         etag: object.etag,
-        version_id: object.version_id,
-        checksum,
+        version_id: facts.version_id.or(object.version_id),
+        checksum: facts.checksum,
         piece_crcs: None,
     });
     Ok(Snapshot { piece_len: Layout::piece_len_for(bytes_listed), shards: shards.collect(), indexed: false })
 }
 
-/// The snapshot that the index beside the data describes; `None` when it is unusable, which is told.
-async fn from_index(origin: &Origin, objects: &[ListedObject]) -> Result<Option<Snapshot>, OriginError> {
+/// Why an index was left aside.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Unusable {
+    /// It speaks of other objects than there are.
+    #[error("{0}")]
+    Stale(OriginError),
+    /// It cannot be decoded.
+    #[error("it is damaged ({0}); write it anew: millstream dataset index")]
+    Damaged(manifest::ManifestDecodeError),
+}
+
+/// The snapshot that the index beside the data describes, if it is of any use.
+async fn from_index(
+    origin: &Origin,
+    objects: &[ListedObject],
+) -> Result<Option<Result<Snapshot, Unusable>>, OriginError> {
     let Some(bytes) = index::read(origin).await? else {
         return Ok(None);
     };
-    let decoded = tokio::task::spawn_blocking(move || manifest::decode(&bytes)).await;
-    let decoded = match decoded {
-        Ok(Ok(index)) => index,
-        Ok(Err(error)) => {
-            tracing::warn!(url = origin.url(), %error, "the index beside the data is damaged; going on without it");
-            return Ok(None);
-        }
-        Err(_) => return Ok(None),
+    let decoded = match manifest::decode(&bytes) {
+        Ok(decoded) => decoded,
+        Err(error) => return Ok(Some(Err(Unusable::Damaged(error)))),
     };
-    match index::matching(&decoded, objects) {
-        Ok(shards) => Ok(Some(Snapshot { piece_len: decoded.layout().piece_len(), shards, indexed: true })),
-        Err(error) => {
-            tracing::warn!(url = origin.url(), %error, "going on without the index beside the data");
-            Ok(None)
-        }
-    }
+    let piece_len = decoded.layout().piece_len();
+    let matching = index::matching(&decoded, objects);
+    Ok(Some(matching.map(|shards| Snapshot { piece_len, shards, indexed: true }).map_err(Unusable::Stale)))
 }

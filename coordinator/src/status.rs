@@ -31,6 +31,8 @@ struct Coordinator {
     leader: bool,
     uptime_s: f64,
     state_store: String,
+    /// Indexes beside data that registrations left aside; the notices say why.
+    indexes_unused: u64,
 }
 
 /// One node.
@@ -164,6 +166,7 @@ impl State {
                 leader: true,
                 uptime_s: now.as_secs_f64(),
                 state_store: self.store.description().to_owned(),
+                indexes_unused: self.counters.stale_indexes + self.counters.damaged_indexes,
             },
             nodes: self.node_statuses(now),
             datasets: self.datasets.iter().filter(|d| wanted(d.id)).map(|d| self.dataset_status(d)).collect(),

@@ -85,6 +85,13 @@ impl Directory {
         Ok(reader)
     }
 
+    /// Length and ETag of a file.
+    pub(crate) async fn head(&self, name: &str, key: &str) -> Result<(u64, String), OriginError> {
+        let path = self.path(name, key)?;
+        let meta = blocking(move || fs::metadata(path)).await.map_err(|e| failed(name, &e))?;
+        Ok((meta.len(), etag_of(&meta)))
+    }
+
     pub(crate) async fn put(&self, name: &str, key: &str, bytes: Bytes) -> Result<(), OriginError> {
         let path = self.path(name, key)?;
         let work = move || {

@@ -18,6 +18,7 @@ pub mod limits;
 mod list;
 mod patience;
 mod s3;
+mod still;
 mod store;
 mod web;
 

@@ -77,6 +77,19 @@ impl Store {
         Ok(got.into_stream())
     }
 
+    /// Length and ETag of an object.
+    pub(crate) async fn head(
+        &self,
+        name: &str,
+        key: &str,
+        version: Option<String>,
+    ) -> Result<(u64, Option<String>), OriginError> {
+        let options = GetOptions { head: true, version, ..GetOptions::default() };
+        let got = self.0.get_opts(&path_of(name, key)?, options).await;
+        let meta = got.map_err(|e| OriginError::from_store(name, e))?.meta;
+        Ok((meta.size, meta.e_tag))
+    }
+
     pub(crate) async fn put(&self, name: &str, key: &str, bytes: Bytes) -> Result<(), OriginError> {
         let put = self.0.put(&path_of(name, key)?, bytes.into()).await;
         put.map(|_| ()).map_err(|e| OriginError::from_store(name, e))

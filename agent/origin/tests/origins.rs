@@ -421,3 +421,40 @@ async fn a_directory_is_an_origin() {
     let missing = Origin::from_url("file:///no/such/directory").unwrap().list(|_| {}).await;
     assert!(matches!(missing, Err(OriginError::NotFound { .. })));
 }
+
+#[tokio::test]
+async fn what_changed_or_went_is_not_held_any_more() {
+    let server = server().await;
+    let put = |key: &str, text: &'static str| server.put_bytes("data", key, text, ObjectOptions::default()).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let file = |key: &str, text: &str| std::fs::write(directory.path().join(key), text).unwrap();
+    for key in ["changed", "gone", "longer", "same"] {
+        put(&format!("p/{key}"), "old");
+        file(key, "old");
+    }
+    let at_file = Origin::from_url(&format!("file://{}", directory.path().display())).unwrap();
+    let origins = [origin(&server, "s3://data/p"), at_file];
+    let mut pins = Vec::new();
+    for origin in &origins {
+        let objects = listed(origin).await;
+        pins.push(objects.iter().map(|o| (o.key.clone(), pin(o))).collect::<Vec<_>>());
+    }
+    put("p/changed", "new");
+    put("p/longer", "longer");
+    server.delete("data", "p/gone");
+    // Written beside it and renamed: a new file, whatever the clock says.
+    file("new", "new");
+    std::fs::rename(directory.path().join("new"), directory.path().join("changed")).unwrap();
+    file("longer", "longer");
+    std::fs::remove_file(directory.path().join("gone")).unwrap();
+    for (origin, pins) in origins.iter().zip(&pins) {
+        let answers = origin.still_holds(pins).await;
+        use OriginError::{Changed, NotFound};
+        let told = matches!(&answers[..], [Err(Changed { .. }), Err(NotFound { .. }), Err(Changed { .. }), Ok(())]);
+        assert!(told, "{}: {answers:?}", origin.url());
+    }
+    let denied = Fault::on_get("*", FaultKind::Status { status: 403, retry_after_s: None });
+    server.faults().add(Fault { request: Some("head".into()), ..denied });
+    let answers = origins[0].still_holds(&pins[0]).await;
+    assert!(answers.iter().all(|a| matches!(a, Err(OriginError::Denied { .. }))), "{answers:?}");
+}

@@ -59,13 +59,6 @@ impl Driver {
 
     pub(super) fn apply_ask(&mut self, ask: Ask) {
         match ask {
-            Ask::Evict { digest, answer } => match self.by_digest.get(&digest) {
-                Some(&dataset) => {
-                    self.evict_answers.insert(dataset, answer);
-                    self.start_evict(dataset);
-                }
-                None => drop(answer.send(Ok(0))),
-            },
             Ask::Verify { digest, answer } => match self.by_digest.get(&digest) {
                 Some(&dataset) => self.start_verify(dataset, 0, Some(answer)),
                 None => drop(answer.send(v1::VerifyReport { done: true, ..Default::default() })),
@@ -143,9 +136,6 @@ impl Driver {
             }
             Err(reason) => (0, reason.clone()),
         };
-        if let Some(answer) = self.evict_answers.remove(&dataset) {
-            let _ = answer.send(result);
-        }
         if let Some(wire) = wire {
             self.send(Body::Evicted(v1::Evicted { dataset: wire, bytes, refused }));
         }

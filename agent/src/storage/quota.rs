@@ -80,6 +80,11 @@ impl Quota {
         Ok(())
     }
 
+    /// Bytes that no version has or was promised.
+    pub fn free(&self) -> u64 {
+        self.capacity.saturating_sub(self.versions.values().map(Held::committed).sum())
+    }
+
     /// Changes what a version has.
     pub fn update(&mut self, digest: &Digest, change: impl FnOnce(&mut Held)) {
         change(self.versions.entry(*digest).or_default());

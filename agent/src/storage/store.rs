@@ -197,6 +197,11 @@ impl Store {
         self.quota().reserve(digest, total_bytes)
     }
 
+    /// Bytes that no version has or was promised.
+    pub fn free_bytes(&self) -> u64 {
+        self.quota().free()
+    }
+
     /// Bytes on this node.
     pub fn usage(&self) -> Usage {
         self.quota().usage(|digest| self.pins.keeper(digest) != Keeper::Nobody)

@@ -53,7 +53,7 @@ pub async fn evict(args: SelectArgs) -> Result<()> {
         return Ok(());
     }
     Err(Failure::new(Code::Conflict, args.dataset, format!("kept: {}", reply.refused.join("; ")))
-        .next("unpin it, or end the processes that use it"))
+        .next("unpin it or end the processes that use it; a last copy goes only with `millstream dataset rm`"))
 }
 
 /// Verifies. Exit 5 when some byte does not match.

@@ -83,3 +83,31 @@ fn refusals_have_their_exit_codes() {
     let other = cluster.cli(&["dataset", "add", "d", "s3://data/d/", "--version", "v1"]);
     assert_eq!(other.status.code(), Some(8), "a version is immutable");
 }
+
+#[test]
+fn an_index_that_is_older_than_the_data_is_told_of_and_left_aside() {
+    let mut cluster = Cluster::start(1);
+    cluster.put_seeded("a", 1, 200_000);
+    let unused = |cluster: &mut Cluster| {
+        let metrics = cluster.coordinator_metrics();
+        let of = |reason: &str| metrics[&format!("millstream_indexes_unused_total{{reason=\"{reason}\"}}")];
+        (of("stale"), of("damaged"))
+    };
+    assert_eq!(unused(&mut cluster), (0.0, 0.0));
+    let index = |bytes: &'static str| {
+        cluster.s3().put_bytes("data", "d/millstream-manifest.arrow", bytes, Default::default()).unwrap();
+    };
+    index("not an index");
+    cluster.cli_ok(&["dataset", "add", "damaged", "s3://data/d/"]);
+    assert_eq!(unused(&mut cluster), (0.0, 1.0));
+    assert!(cluster.index_at("s3://data/d/"));
+    cluster.put_seeded("a", 2, 200_000);
+    cluster.add();
+    assert_eq!(unused(&mut cluster), (1.0, 1.0));
+    let status = cluster.status().unwrap();
+    assert_eq!(status["coordinator"]["indexes_unused"], 2);
+    let notices = status["notices"].to_string();
+    assert!(notices.contains("is left aside") && notices.contains("older than the data"), "{notices}");
+    cluster.stage_and_wait();
+    cluster.assert_identical();
+}

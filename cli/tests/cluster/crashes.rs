@@ -80,3 +80,25 @@ fn everyone_stops_in_order_when_asked() {
     cluster.wait("all");
     cluster.assert_identical();
 }
+
+#[test]
+fn an_agent_that_stops_says_so_and_its_work_moves_on_at_once() {
+    let mut cluster = staging(3);
+    assert_eq!(cluster.agent(1).terminate(), Some(0));
+    let state = |status: &serde_json::Value| {
+        let nodes = status["nodes"].as_array().cloned().unwrap_or_default();
+        nodes.iter().find(|n| n["node"] == "node2").map(|n| n["state"].as_str().unwrap_or_default().to_owned())
+    };
+    // Never suspect: that is for those who fall silent.
+    let mut seen = state(&cluster.status().unwrap());
+    until("it is not up any more", || {
+        seen = state(&cluster.status().unwrap());
+        seen.as_deref() != Some("up")
+    });
+    assert_eq!(seen.as_deref(), Some("down"));
+    cluster.s3().set_rate(None);
+    cluster.wait("node1,node3");
+    cluster.agent(1).restart();
+    cluster.wait("all");
+    cluster.assert_identical();
+}

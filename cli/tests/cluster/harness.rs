@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::net::TcpListener;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
@@ -29,6 +31,7 @@ pub struct Builder {
     nodes: usize,
     agent_arguments: Vec<String>,
     agent_environment: BTreeMap<usize, Vec<(String, String)>>,
+    versioned: bool,
 }
 
 impl Builder {
@@ -41,6 +44,12 @@ impl Builder {
     /// An environment variable for one agent, such as a fault to serve with.
     pub fn agent_env(mut self, agent: usize, name: &str, value: &str) -> Builder {
         self.agent_environment.entry(agent).or_default().push((name.into(), value.into()));
+        self
+    }
+
+    /// The origin's buckets keep versions.
+    pub fn versioned(mut self) -> Builder {
+        self.versioned = true;
         self
     }
 
@@ -174,6 +183,7 @@ pub struct Cluster {
     s3: S3ServerGuard,
     expected: Expected,
     url: String,
+    aws: Vec<(String, String)>,
     dir: tempfile::TempDir,
     _runtime: tokio::runtime::Runtime,
 }
@@ -186,12 +196,14 @@ impl Cluster {
 
     /// The same, with more to say.
     pub fn builder(nodes: usize) -> Builder {
-        Builder { nodes, agent_arguments: Vec::new(), agent_environment: BTreeMap::new() }
+        Builder { nodes, agent_arguments: Vec::new(), agent_environment: BTreeMap::new(), versioned: false }
     }
 
     fn new(builder: Builder) -> Cluster {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-        let s3 = runtime.block_on(S3Server::start(ServerConfig::default())).unwrap();
+        let s3 = runtime
+            .block_on(S3Server::start(ServerConfig { versioned: builder.versioned, ..ServerConfig::default() }))
+            .unwrap();
         let dir = tempfile::tempdir().unwrap();
         let aws = [
             ("AWS_ENDPOINT_URL", s3.endpoint()),
@@ -247,7 +259,7 @@ impl Cluster {
         }
         let expected = Expected::default();
         let watcher = Watcher::start(roots, DATASET, expected.clone());
-        let cluster = Cluster { watcher, agents, coordinator, s3, expected, url, dir, _runtime: runtime };
+        let cluster = Cluster { watcher, agents, coordinator, s3, expected, url, aws, dir, _runtime: runtime };
         cluster.until_status("all agents are up", |s| up(s) == builder.nodes);
         cluster
     }
@@ -294,6 +306,11 @@ impl Cluster {
     pub fn add(&self) {
         let url = format!("s3://{BUCKET}/{PREFIX}");
         self.cli_ok(&["dataset", "add", "d", &url, "--version", "v1"]);
+    }
+
+    /// What a shard must be.
+    pub fn expected(&self, key: &str) -> Vec<u8> {
+        self.expected.lock().unwrap()[key].clone()
     }
 
     /// Bytes of the dataset.
@@ -370,6 +387,23 @@ impl Cluster {
         millstream().args(arguments).env("MILLSTREAM_COORDINATOR", &self.url).output().unwrap()
     }
 
+    /// Writes an index beside the data, as a person would.
+    pub fn index_at(&self, url: &str) -> bool {
+        let mut command = millstream();
+        command.args(["dataset", "index", url]).envs(self.aws.iter().cloned());
+        command.output().unwrap().status.success()
+    }
+
+    /// All series of the coordinator's `/metrics`.
+    pub fn coordinator_metrics(&self) -> BTreeMap<String, f64> {
+        metrics_at(&self.coordinator.ready_text("http"))
+    }
+
+    /// All series of an agent's `/metrics`.
+    pub fn agent_metrics(&self, i: usize) -> BTreeMap<String, f64> {
+        metrics_at(&self.agents[i].ready_text("http"))
+    }
+
     /// Runs a client verb against one node's agent as well.
     pub fn cli_at(&self, i: usize, arguments: &[&str]) -> Output {
         let socket = self.agents[i].ready_text("socket");
@@ -378,12 +412,35 @@ impl Cluster {
         command.output().unwrap()
     }
 
+    /// A connection to one node's Unix socket.
+    pub fn socket(&self, i: usize) -> Socket {
+        Socket(BufReader::new(UnixStream::connect(self.agents[i].ready_text("socket")).unwrap()))
+    }
+
     /// Runs a client verb that must succeed.
     pub fn cli_ok(&self, arguments: &[&str]) -> String {
         let output = self.cli(arguments);
         let error = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{arguments:?}: {:?} {error}", output.status.code());
         String::from_utf8(output.stdout).unwrap()
+    }
+}
+
+/// A conversation with an agent, as a trainer has it.
+pub struct Socket(BufReader<UnixStream>);
+
+impl Socket {
+    /// One request, and the reply to it; progress on the way is left out.
+    pub fn ask(&mut self, request: Value) -> Value {
+        writeln!(self.0.get_mut(), "{request}").unwrap();
+        loop {
+            let mut line = String::new();
+            self.0.read_line(&mut line).unwrap();
+            let reply: Value = serde_json::from_str(&line).unwrap();
+            if reply.get("ok").is_some() {
+                return reply;
+            }
+        }
     }
 }
 
@@ -404,6 +461,16 @@ impl Drop for Cluster {
             self.watcher.check();
         }
     }
+}
+
+/// The samples at an HTTP port, by series (name and labels).
+fn metrics_at(address: &str) -> BTreeMap<String, f64> {
+    let mut stream = TcpStream::connect(address).unwrap();
+    write!(stream, "GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    let samples = text.lines().filter(|l| l.starts_with("millstream_")).filter_map(|l| l.rsplit_once(' '));
+    samples.map(|(series, value)| (series.to_owned(), value.parse().unwrap())).collect()
 }
 
 /// `node1`, `node2`, …

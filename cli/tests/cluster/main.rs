@@ -7,7 +7,9 @@
 #![allow(clippy::unwrap_used, clippy::print_stderr)]
 
 mod basics;
+mod copies;
 mod crashes;
 mod faults;
 mod harness;
+mod spread;
 mod watcher;

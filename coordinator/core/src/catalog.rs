@@ -71,6 +71,28 @@ impl Wanted {
         }
     }
 
+    /// Bytes of what is wanted.
+    pub(crate) fn bytes(&self, layout: &Layout) -> u64 {
+        let bytes = |r: &std::ops::Range<u32>| {
+            layout.range_bytes(layout.shard_pieces(r.start).start..layout.shard_pieces(r.end - 1).end)
+        };
+        match self {
+            Wanted::Nothing => 0,
+            Wanted::All => layout.bytes(),
+            Wanted::Some(set) => set.runs().iter().map(bytes).sum(),
+        }
+    }
+
+    /// Wants these, too.
+    pub(crate) fn add(&mut self, shards: RunSet) {
+        match self {
+            Wanted::All => {}
+            Wanted::Nothing if shards.is_empty() => {}
+            Wanted::Nothing => *self = Wanted::Some(shards),
+            Wanted::Some(set) => set.union_with(&shards),
+        }
+    }
+
     /// How many of `set` are wanted.
     pub(crate) fn overlap(&self, set: &RunSet) -> u32 {
         match self {
@@ -97,6 +119,11 @@ pub(crate) struct Replica {
     pub(crate) resend: bool,
     /// The node cannot or shall not have it; why.
     pub(crate) refused: Option<String>,
+    /// What stages want here.
+    pub(crate) staged: Wanted,
+    /// What the node asked for itself: whole placement groups.
+    pub(crate) demanded: RunSet,
+    /// Both together.
     pub(crate) wanted: Wanted,
     pub(crate) wanted_bytes: u64,
     /// Extents to get.
@@ -105,6 +132,8 @@ pub(crate) struct Replica {
     pub(crate) have_bytes: u64,
     pub(crate) ready_bytes: u64,
     pub(crate) sealed: RunSet,
+    /// It was told to drop the version: what it has is no copy to count on.
+    pub(crate) leaving: bool,
     /// Sealed as the node says, but not believed yet.
     pub(crate) claimed: RunSet,
     /// Where the next search for work begins, so that nodes do not all pick the same.
@@ -317,18 +346,7 @@ impl Dataset {
 
     /// Changes what is wanted on a node, and everything that follows from it.
     pub(crate) fn want(&mut self, node: NodeId, wanted: Wanted, flying: &Bits) {
-        let bytes = match &wanted {
-            Wanted::Nothing => 0,
-            Wanted::All => self.layout.bytes(),
-            Wanted::Some(set) => set
-                .runs()
-                .iter()
-                .map(|r| {
-                    let first = self.layout.shard_pieces(r.start).start;
-                    self.layout.range_bytes(first..self.layout.shard_pieces(r.end - 1).end)
-                })
-                .sum(),
-        };
+        let bytes = wanted.bytes(&self.layout);
         let replica = self.replica_entry(node);
         replica.wanted = wanted;
         replica.wanted_bytes = bytes;
@@ -387,15 +405,15 @@ impl Dataset {
         out.sort_by_key(|&(holders, _)| holders);
     }
 
-    /// All wanted shards of the node are sealed, or failed for good.
+    /// All shards that stages want on the node are sealed, or failed for good.
     pub(crate) fn complete_on(&self, node: NodeId) -> bool {
         let Some(replica) = self.replica(node) else {
             return false;
         };
-        let wanted = replica.wanted.count(self.layout.shards());
-        let sealed = replica.wanted.overlap(&replica.sealed);
+        let wanted = replica.staged.count(self.layout.shards());
+        let sealed = replica.staged.overlap(&replica.sealed);
         if sealed + self.failed.len() as u32 >= wanted {
-            let lost = self.failed.keys().filter(|&&s| replica.wanted.wants(s) && !replica.sealed.contains(s));
+            let lost = self.failed.keys().filter(|&&s| replica.staged.wants(s) && !replica.sealed.contains(s));
             return sealed + lost.count() as u32 == wanted;
         }
         false

@@ -214,6 +214,15 @@ pub enum Event {
         /// Higher goes first.
         priority: u32,
     },
+    /// A node asks for shards that a reader there waits for, staged there or not. They come first.
+    ShardsDemanded {
+        /// The node.
+        node: NodeId,
+        /// The version.
+        dataset: DatasetId,
+        /// Which.
+        shards: RunSet,
+    },
     /// A stage is no longer wanted; what was fetched stays.
     StageCancelled {
         /// The stage.
@@ -306,6 +315,20 @@ pub enum Event {
         kind: FailureKind,
         /// In words, with numbers.
         reason: String,
+    },
+    /// These nodes shall drop the version: [`Core::departures`](crate::Core::departures) said that they may.
+    EvictionOrdered {
+        /// The version.
+        dataset: DatasetId,
+        /// Where.
+        nodes: Vec<NodeId>,
+    },
+    /// A node kept the version although it was told to drop it (pinned, leased, its disk).
+    EvictionRefused {
+        /// The node.
+        node: NodeId,
+        /// The version.
+        dataset: DatasetId,
     },
     /// A node removed a version from its disk.
     Evicted {

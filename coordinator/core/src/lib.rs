@@ -11,6 +11,7 @@
 mod bits;
 mod catalog;
 pub mod config;
+mod copies;
 pub mod event;
 mod extent;
 mod faults;
@@ -31,7 +32,7 @@ mod tree;
 pub mod view;
 mod views;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use millstream_types::{DatasetId, NodeId, StageId, Time};
 
@@ -58,6 +59,8 @@ pub struct Core {
     datasets: Vec<Option<Box<Dataset>>>,
     /// Versions with stages, the most urgent first.
     active: Vec<DatasetId>,
+    /// Versions of which nodes asked for shards themselves.
+    demanding: BTreeSet<DatasetId>,
     stages: BTreeMap<StageId, Stage>,
     origin: OriginBudget,
     next_tick: Time,
@@ -83,6 +86,7 @@ impl Core {
             flights: Flights::new(config.first_assignment),
             datasets: Vec::new(),
             active: Vec::new(),
+            demanding: BTreeSet::new(),
             stages: BTreeMap::new(),
             origin: OriginBudget::new(config.origin_leases, config.origin_leases_max),
             next_tick: Time::ZERO,
@@ -132,6 +136,9 @@ impl Core {
             }
             Event::ShardLost { node, dataset, shard, reason: _ } => self.shard_lost(now, node, dataset, shard),
             Event::NodeRefused { node, dataset, kind: _, reason } => self.node_refused(now, node, dataset, reason),
+            Event::ShardsDemanded { node, dataset, shards } => self.shards_demanded(now, node, dataset, &shards),
+            Event::EvictionOrdered { dataset, nodes } => self.eviction_ordered(dataset, nodes),
+            Event::EvictionRefused { node, dataset } => self.eviction_refused(node, dataset),
             Event::Evicted { node, dataset } => self.evicted(now, node, dataset),
         }
     }

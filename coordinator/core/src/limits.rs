@@ -33,6 +33,8 @@ pub const GROUP_BYTES_MAX: u64 = 256 << 20;
 
 /// Alternates that go with an assignment: each costs an address in the message.
 pub const ALTERNATES_MAX: usize = 3;
+/// Priority of what nodes ask for themselves: above every stage, because a reader waits.
+pub const DEMAND_PRIORITY: u32 = 1 << 20;
 /// Children per node and tree: with two, each node is inside every second tree, and trees are shallow.
 pub const FAN_OUT: u32 = 2;
 /// A chain of N nodes costs N piece times once: it is taken where that is at most this part of the version.

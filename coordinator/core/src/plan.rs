@@ -7,6 +7,8 @@
 //! each node is inside about every second tree and a leaf of the others: all uplinks carry the same, and the depth is
 //! log2(N). (A parent with more children makes them wait for its uplink while others idle.)
 
+mod demand;
+
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
@@ -57,13 +59,13 @@ impl Core {
             if !self.nodes.get(node).is_some_and(|n| n.ready(now)) {
                 return;
             }
-            let mut planned = false;
+            let mut planned = self.serve_demand(now, node);
             for i in 0..self.active.len() {
-                let id = self.active[i];
-                planned = self.with(id, |core, ds| core.serve_from(ds, now, node)).unwrap_or(false);
                 if planned {
                     break;
                 }
+                let id = self.active[i];
+                planned = self.with(id, |core, ds| core.serve_from(ds, now, node)).unwrap_or(false);
             }
             if !planned {
                 return;

@@ -43,6 +43,8 @@ impl Core {
                     // What was asked in an earlier session is not answered any more.
                     replica.asked = 0;
                     replica.discarded.clear();
+                    // A new process knows nothing of what the old one was told.
+                    replica.leaving &= !orders_lost;
                 }
                 core.attach(ds, now, node, before == NodeState::Down);
                 core.judge_stages(now, ds);
@@ -106,6 +108,7 @@ impl Core {
                     replica.asked = 0;
                     replica.discarded.clear();
                     replica.inventoried = false;
+                    replica.leaving = false;
                     replica.sealed = RunSet::new();
                     replica.claimed = RunSet::new();
                 }

@@ -43,6 +43,7 @@ impl Core {
             *slot = None;
         }
         self.active.retain(|&d| d != dataset);
+        self.demanding.remove(&dataset);
         self.serve_all(now);
     }
 
@@ -153,7 +154,7 @@ impl Core {
     }
 
     /// Cuts the version when that was not done yet, or when it should be cut very differently and nothing is known.
-    fn cut(&mut self, ds: &mut Dataset) {
+    pub(crate) fn cut(&mut self, ds: &mut Dataset) {
         let nodes = ds.stages.iter().filter_map(|s| self.stages.get(s)).map(|s| s.nodes.len()).max().unwrap_or(1);
         let rate = 1e9 / self.ns_per_byte;
         let target = self
@@ -175,10 +176,14 @@ impl Core {
     }
 
     /// Recomputes what the stages want on these nodes.
-    fn want_again(&mut self, ds: &mut Dataset, nodes: &[NodeId]) {
+    pub(crate) fn want_again(&mut self, ds: &mut Dataset, nodes: &[NodeId]) {
         for &node in nodes {
-            let wanted = union(ds.stages.iter().filter_map(|s| self.stages.get(s)).map(|s| s.wants(node)));
+            let staged = union(ds.stages.iter().filter_map(|s| self.stages.get(s)).map(|s| s.wants(node)));
             let flying = self.flying_to(ds, node);
+            let replica = ds.replica_entry(node);
+            let mut wanted = staged.clone();
+            wanted.add(replica.demanded.clone());
+            replica.staged = staged;
             ds.want(node, wanted, &flying);
         }
         let running = ds.stages.iter().filter_map(|s| self.stages.get(s)).filter(|s| s.state == StageState::Running);
@@ -216,7 +221,7 @@ impl Core {
     }
 
     /// The most urgent versions first; among equals the oldest stage.
-    fn rank(&mut self) {
+    pub(crate) fn rank(&mut self) {
         let mut ranked: Vec<(std::cmp::Reverse<u32>, StageId, DatasetId)> = self
             .datasets
             .iter()
@@ -224,7 +229,9 @@ impl Core {
             .filter_map(|ds| {
                 let oldest =
                     ds.stages.iter().filter(|s| self.stages.get(s).is_some_and(|s| s.state != StageState::Cancelled));
-                Some((std::cmp::Reverse(ds.priority), *oldest.min()?, ds.id))
+                // What nodes ask for themselves is served first anyway; here it waits for those that can be asked.
+                let demanded = self.demanding.contains(&ds.id).then_some(StageId(u64::MAX));
+                Some((std::cmp::Reverse(ds.priority), oldest.copied().min().or(demanded)?, ds.id))
             })
             .collect();
         ranked.sort_unstable();
@@ -307,7 +314,13 @@ impl Core {
             }
             if let Some(replica) = ds.replica_mut(node) {
                 replica.sealed = Default::default();
+                replica.leaving = false;
+                // It closed the version: what comes next begins with opening it.
+                replica.attached = false;
+                replica.inventoried = false;
+                replica.demanded = Default::default();
             }
+            core.want_again(ds, &[node]);
             core.judge_stages(now, ds);
         });
         self.give_up_on(now, node, dataset, "evicted".to_owned());

@@ -1,6 +1,6 @@
 //! Read-only answers about the core's state, for status, wait and metrics.
 
-use millstream_types::{DatasetId, NodeId, StageId};
+use millstream_types::{DatasetId, NodeId, RunSet, StageId};
 
 use crate::event::{NodeState, Placement, ShardFailure};
 
@@ -97,6 +97,26 @@ pub struct StageView {
     pub bound_us: Option<u64>,
     /// `origin`, `link` or `disk`.
     pub bound_by: &'static str,
+}
+
+/// What it takes to have more shards on a node.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Demand {
+    /// Bytes beyond what is wanted there already.
+    pub bytes_more: u64,
+    /// All that is wanted there then.
+    pub bytes_wanted: u64,
+    /// Why the node does not take what stages want there, if so: then it takes nothing.
+    pub refused: Option<String>,
+}
+
+/// Which nodes may drop a version.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Departures {
+    /// These may.
+    pub go: Vec<NodeId>,
+    /// These have the last copies of shards: these.
+    pub stay: Vec<(NodeId, RunSet)>,
 }
 
 /// What failed of a version.

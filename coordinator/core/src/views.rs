@@ -45,7 +45,7 @@ impl Core {
             .collect()
     }
 
-    fn dataset(&self, dataset: DatasetId) -> Option<&Dataset> {
+    pub(crate) fn dataset(&self, dataset: DatasetId) -> Option<&Dataset> {
         self.datasets.get(dataset.0 as usize)?.as_deref()
     }
 
@@ -62,14 +62,15 @@ impl Core {
                 reason: String::new(),
             };
         };
-        let wanted = replica.wanted != Wanted::Nothing;
+        let wanted = replica.staged != Wanted::Nothing;
         let (shards_wanted, bytes_wanted, shards_ready, bytes_ready) = if wanted && replica.refused.is_none() {
-            let ready = replica.wanted.overlap(&replica.sealed);
-            (replica.wanted.count(shards), replica.wanted_bytes, ready, replica.ready_bytes)
+            let (ready, bytes) = (replica.staged.overlap(&replica.sealed), replica.staged.bytes(&ds.layout));
+            // What it asked for itself is not what the stage waits for.
+            (replica.staged.count(shards), bytes, ready, replica.ready_bytes.min(bytes))
         } else {
             (shards, bytes, replica.sealed.len() as u32, replica.have_bytes)
         };
-        let failed = ds.failed.keys().filter(|&&s| replica.wanted.wants(s) && !replica.sealed.contains(s)).count();
+        let failed = ds.failed.keys().filter(|&&s| replica.staged.wants(s) && !replica.sealed.contains(s)).count();
         let down = self.nodes.get(node).is_none_or(|n| n.state == NodeState::Down);
         let (state, reason) = if let (true, Some(reason)) = (wanted, &replica.refused) {
             (ReplicaState::Failed, reason.clone())

@@ -99,10 +99,11 @@ impl State {
                 };
                 let gone = evicted.refused.is_empty();
                 self.evicted(node, dataset, evicted);
-                if !gone {
-                    return Ok(());
-                }
-                Event::Evicted { node, dataset }
+                if gone { Event::Evicted { node, dataset } } else { Event::EvictionRefused { node, dataset } }
+            }
+            Body::Leaving(_) => {
+                self.leaving(now, node);
+                return Ok(());
             }
             Body::Hello(_) => return refuse("hello", "a second greeting"),
             Body::Batch(_) => return refuse("batch", "a batch within a batch"),

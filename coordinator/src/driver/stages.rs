@@ -1,13 +1,10 @@
 //! What clients ask for on nodes: stages, pins, evictions.
 
-use std::collections::BTreeSet;
-
 use millstream_coordinator_core::event::{Event, Placement};
 use millstream_proto::convert;
 use millstream_proto::v1;
 use millstream_proto::v1::coordinator_message::Body as Order;
 use millstream_types::{DatasetId, NodeId, StageId, Time};
-use tokio::sync::oneshot;
 
 use super::State;
 use super::requests::{Answer, Asked};
@@ -173,98 +170,6 @@ impl State {
         let what = format!("{what} {name} on {}", named(&names));
         changes.push(Change::Audit(audit_line(&what)));
         Ok(Answer { reply: v1::PinReply { dataset: name, nodes: names }, durable: Some(self.store.commit(changes)) })
-    }
-
-    /// Removes a version from nodes; the reply comes when they have answered.
-    pub(crate) fn evict(
-        &mut self,
-        now: Time,
-        request: &v1::EvictRequest,
-    ) -> Asked<Answer<oneshot::Receiver<v1::EvictReply>>> {
-        let version = self.select(&request.dataset)?;
-        let (dataset, name) = (version.id, version.record.name.to_string());
-        let pins = version.pins.clone();
-        let chosen = self.select_nodes(&request.nodes)?;
-        self.refuse_running(now, dataset, &name, &chosen)?;
-        let holds =
-            |node: &NodeId| self.core.replica(dataset, *node).is_some_and(|r| r.bytes_ready > 0 || r.shards_ready > 0);
-        let mut refused = Vec::new();
-        let mut asked = BTreeSet::new();
-        for node in chosen.iter().copied() {
-            let node_name = self.nodes.name(node);
-            if pins.contains(node_name) {
-                refused.push(format!("{node_name}: {name} is pinned there"));
-            } else if self.nodes.get(node).is_some_and(|n| n.session.is_none()) {
-                refused.push(format!("{node_name}: its agent is not connected"));
-            } else if holds(&node) || self.attached(node, dataset) {
-                asked.insert(node);
-            }
-        }
-        let mut changes = vec![Change::Audit(audit_line(&format!("evicting {name} from {} nodes", asked.len())))];
-        self.take_out_of_stages(now, dataset, &asked, &mut changes);
-        for &node in &asked {
-            self.detach(node, dataset);
-        }
-        Ok(Answer {
-            reply: self.watchers.evict(now, dataset, name, asked, refused),
-            durable: Some(self.store.commit(changes)),
-        })
-    }
-
-    pub(super) fn attached(&self, node: NodeId, dataset: DatasetId) -> bool {
-        let session = self.nodes.get(node).and_then(|n| n.session.as_ref());
-        session.is_some_and(|s| s.attached.contains(&dataset))
-    }
-
-    fn refuse_running(&self, now: Time, dataset: DatasetId, name: &str, chosen: &[NodeId]) -> Asked<()> {
-        let chosen: BTreeSet<_> = chosen.iter().collect();
-        let running = self.stages.iter().find(|(id, s)| {
-            s.dataset == dataset
-                && s.nodes.iter().any(|n| chosen.contains(n))
-                && self.core.stage(**id, now).is_some_and(|v| v.state == "running")
-        });
-        match running {
-            None => Ok(()),
-            Some((id, _)) => Err(RequestError::Conflict {
-                reason: format!("stage {id} is bringing {name} onto these nodes"),
-                next: format!(
-                    "let it end (millstream wait {name}), or remove the version with millstream dataset rm {name}"
-                ),
-            }),
-        }
-    }
-
-    /// A stage must not bring back what was evicted: its nodes become fewer.
-    fn take_out_of_stages(
-        &mut self,
-        now: Time,
-        dataset: DatasetId,
-        gone: &BTreeSet<NodeId>,
-        changes: &mut Vec<Change>,
-    ) {
-        let touched: Vec<Stage> = self
-            .stages
-            .values()
-            .filter(|s| s.dataset == dataset && s.nodes.iter().any(|n| gone.contains(n)))
-            .cloned()
-            .collect();
-        for stage in touched {
-            let id = StageId(stage.record.id);
-            self.event(now, Event::StageCancelled { stage: id });
-            self.stages.remove(&id);
-            let nodes: Vec<NodeId> = stage.nodes.into_iter().filter(|n| !gone.contains(n)).collect();
-            // A spread over fewer nodes would move shards about: it ends.
-            if nodes.is_empty() || stage.record.spread.is_some() {
-                changes.push(Change::RemoveStage(id));
-                continue;
-            }
-            // Numbers are never used twice in one life of the core.
-            changes.push(Change::RemoveStage(id));
-            let record = StageRecord { id: self.next_stage, nodes: self.names(&nodes), ..stage.record };
-            self.next_stage += 1;
-            changes.push(Change::PutStage(record.clone()));
-            self.restore_stage(now, record, dataset, nodes);
-        }
     }
 }
 

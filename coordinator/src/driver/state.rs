@@ -16,6 +16,7 @@ use crate::datasets::Datasets;
 use crate::failure::ExitCode;
 use crate::limits::NOTICES_MAX;
 use crate::nodes::{Hello, Nodes, Refusal, SessionId};
+use crate::register::Unusable;
 use crate::store::{StageRecord, StoreHandle};
 
 /// What the driver needs to know of the configuration.
@@ -43,6 +44,10 @@ pub(crate) struct ShellCounters {
     pub(crate) overflows: u64,
     /// Agents that were refused.
     pub(crate) refused_sessions: u64,
+    /// Indexes beside data that were older than the data.
+    pub(crate) stale_indexes: u64,
+    /// Indexes that could not be read.
+    pub(crate) damaged_indexes: u64,
 }
 
 /// A stage as the shell knows it; how far it is, the core knows.
@@ -145,6 +150,17 @@ impl State {
         self.verify_lost(node);
     }
 
+    /// An agent stops, and says so: its work goes to others at once.
+    pub(super) fn leaving(&mut self, now: Time, node: NodeId) {
+        if let Some(known) = self.nodes.get_mut(node) {
+            known.session = None;
+            let text = format!("{} is leaving: its agent stops", known.name);
+            self.notice("info", text);
+        }
+        self.core.handle_event(now, Event::NodeGone { node });
+        self.verify_lost(node);
+    }
+
     /// Opens a session: greets the agent and asks for what it holds.
     pub(crate) fn open_session(
         &mut self,
@@ -215,6 +231,15 @@ impl State {
             self.notices.pop_front();
         }
         self.notices.push_back(Notice { at_unix_s: unix_s(), severity, text });
+    }
+
+    /// An index beside the data was left aside.
+    pub(crate) fn index_left_aside(&mut self, url: &str, why: &Unusable) {
+        match why {
+            Unusable::Stale(_) => self.counters.stale_indexes += 1,
+            Unusable::Damaged(_) => self.counters.damaged_indexes += 1,
+        }
+        self.notice("warning", format!("the index beside {url} is left aside: {why}"));
     }
 
     pub(crate) fn audit(&self, text: &str) {

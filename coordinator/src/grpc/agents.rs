@@ -172,6 +172,12 @@ impl AgentService for Agents {
         Ok(Response::new(Box::pin(futures::StreamExt::chain(orders, last))))
     }
 
+    async fn want(&self, request: Request<v1::WantRequest>) -> Result<Response<v1::WantReply>, Status> {
+        let request = request.into_inner();
+        let reply = self.driver.call(move |state, now| state.want(now, &request)).await??;
+        Ok(Response::new(reply))
+    }
+
     type GetManifestStream = ReceiverStream<Result<v1::ManifestChunk, Status>>;
 
     async fn get_manifest(

@@ -10,6 +10,7 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
+use crate::copies;
 use crate::driver::DriverHandle;
 use crate::failure::RequestError;
 use crate::limits::{ADDS_MAX, PROGRESS_QUEUE_MAX};
@@ -96,7 +97,10 @@ impl ClientService for Clients {
 
     async fn evict(&self, request: Request<v1::EvictRequest>) -> Result<Response<v1::EvictReply>, Status> {
         let request = request.into_inner();
-        let answer = self.driver.call(move |state, now| state.evict(now, &request));
+        let asked = request.clone();
+        let question = self.driver.call(move |state, now| state.evict_question(now, &asked)).await??;
+        let origin = copies::ask(question).await?;
+        let answer = self.driver.call(move |state, now| state.evict(now, &request, &origin));
         let answered = answer.await??.settle().await?;
         // Dropped without an answer: the version was removed meanwhile, or we stop.
         let reply = answered.await.map_err(|_| RequestError::Stopping)?;

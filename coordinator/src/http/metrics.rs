@@ -12,7 +12,7 @@ use crate::driver::state::ShellCounters;
 use crate::nodes::Moved;
 
 /// Names of all metrics of the coordinator, with help. Mirrored in `docs/metrics.md`.
-pub(crate) const METRICS: [(&str, &str); 17] = [
+pub(crate) const METRICS: [(&str, &str); 18] = [
     ("millstream_build_info", "Constant 1; the version is a label."),
     ("millstream_nodes", "Nodes by state."),
     ("millstream_assignments_total", "Assignments handed out."),
@@ -29,6 +29,7 @@ pub(crate) const METRICS: [(&str, &str); 17] = [
     ("millstream_cluster_fallbacks", "Fallbacks at all agents that run, by kind."),
     ("millstream_datasets", "Versions in the catalog."),
     ("millstream_stages", "Stages by state."),
+    ("millstream_indexes_unused_total", "Indexes beside data that a registration left aside, by reason."),
     ("millstream_coordinator_dropped_total", "What the coordinator refused or ended, by kind."),
 ];
 
@@ -125,6 +126,9 @@ impl Sample {
             gauge!("millstream_cluster_fallbacks", labels).set(count as f64);
         }
         let shell = &self.shell;
+        for (reason, count) in [("stale", shell.stale_indexes), ("damaged", shell.damaged_indexes)] {
+            counter!("millstream_indexes_unused_total", "reason" => reason).absolute(count);
+        }
         let dropped =
             [("message", shell.refused_messages), ("slow-session", shell.overflows), ("agent", shell.refused_sessions)];
         for (kind, count) in dropped {

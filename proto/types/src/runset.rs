@@ -122,6 +122,13 @@ impl RunSet {
         }
     }
 
+    /// Removes all of `other`.
+    pub fn remove_all(&mut self, other: &RunSet) {
+        for run in &other.runs {
+            self.remove_range(run.clone());
+        }
+    }
+
     /// The parts of `range` that are not in the set.
     pub fn gaps(&self, range: Range<u32>) -> impl Iterator<Item = Range<u32>> + '_ {
         let mut at = range.start;

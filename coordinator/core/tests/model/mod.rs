@@ -348,6 +348,23 @@ impl World {
         self.now.as_secs_f64()
     }
 
+    /// Lets this much time pass, whatever stages do.
+    pub fn pass(&mut self, us: u64) {
+        let limit = self.now + us;
+        if !std::mem::replace(&mut self.ticking, true) {
+            self.push(self.now, Ev::Tick);
+        }
+        while let Some(Reverse((at, seq, ev))) = self.queue.pop() {
+            if at > limit {
+                self.queue.push(Reverse((at, seq, ev)));
+                break;
+            }
+            self.now = self.now.max(at);
+            self.step(ev);
+        }
+        self.now = limit;
+    }
+
     /// The stage ended, and nothing more is going to happen to nodes.
     pub fn finished(&self) -> bool {
         self.scripted == 0

@@ -1,0 +1,101 @@
+//! `fetch`: a reader wants one shard now, whether or not a stage put it on this node.
+//!
+//! The coordinator is asked to bring it, from peers or, when none has it, from the origin; it arrives, is verified and
+//! becomes visible like any other. Goals: an answer within the deadline, naming what is waited for; a coordinator that
+//! restarts meanwhile is asked again. Non-goals: making room (a shard that does not fit is refused with numbers).
+
+use std::io;
+use std::time::Duration;
+
+use millstream_proto::v1::WantRequest;
+use millstream_proto::v1::agent_service_client::AgentServiceClient;
+use millstream_types::id::DatasetSelector;
+use serde_json::json;
+use tokio::io::AsyncWriteExt;
+use tokio::time::Instant;
+
+use super::{Answer, LocalApi, Refusal, from_status, path, refusal, send};
+use crate::limits::{FETCH_ASK_AGAIN, FETCH_TIMEOUT, FETCH_TIMEOUT_MAX};
+use crate::local::LocalVersion;
+
+/// The path of a shard, brought here first when it is not. The outer error is the client's connection.
+pub(super) async fn fetch(
+    api: &LocalApi,
+    dataset: &str,
+    key: &str,
+    timeout_ms: Option<u64>,
+    write: &mut (impl AsyncWriteExt + Unpin),
+) -> io::Result<Answer> {
+    let mut selector: DatasetSelector = match dataset.parse() {
+        Ok(selector) => selector,
+        Err(error) => return Ok(Err(refusal(2, format!("{dataset:?}: {error}")))),
+    };
+    let timeout = timeout_ms.map_or(FETCH_TIMEOUT, Duration::from_millis).min(FETCH_TIMEOUT_MAX);
+    let until = Instant::now() + timeout;
+    loop {
+        let here = api.local.find(&selector);
+        if let Some(version) = &here {
+            match path(version, Some(key)) {
+                Err(not_yet) if not_yet.code == 4 => {}
+                answer => return Ok(answer),
+            }
+            // A name alone means one version from here on, whatever is opened meanwhile.
+            let name = version.manifest.name().clone();
+            selector = DatasetSelector { name: name.name, version: Some(name.version) };
+        }
+        let why = match tokio::time::timeout_at(until, want(api, &selector, key)).await {
+            Ok(Ok(name)) => {
+                selector = name.parse().unwrap_or(selector);
+                "its bytes have not all come".to_owned()
+            }
+            // Those may pass: asked again until the deadline.
+            Ok(Err(refused)) if matches!(refused.code, 4 | 6) => refused.error,
+            Ok(Err(refused)) => return Ok(Err(refused)),
+            Err(_) => "the coordinator does not answer".to_owned(),
+        };
+        // Also finds out whether the client is still there.
+        send(write, &json!({"progress": {"state": "receiving", "dataset": selector.to_string(), "reason": why}}))
+            .await?;
+        let again = until.min(Instant::now() + FETCH_ASK_AGAIN);
+        match &here {
+            Some(version) => arrives(version, key, again).await,
+            // It is being opened: looked at again soon.
+            None => tokio::time::sleep_until(until.min(Instant::now() + Duration::from_millis(20))).await,
+        }
+        if Instant::now() >= until {
+            let arrived = api.local.find(&selector).map(|version| path(&version, Some(key)));
+            return Ok(arrived.filter(Result::is_ok).unwrap_or_else(|| {
+                let late = format!("{key:?} of {selector} is not on node {} within {timeout:?}: {why}", api.node);
+                Err(refusal(4, late))
+            }));
+        }
+    }
+}
+
+/// Asks the coordinator, and makes room for what it will send.
+async fn want(api: &LocalApi, selector: &DatasetSelector, key: &str) -> Result<String, Refusal> {
+    let channel = api.link.channel().ok_or_else(|| refusal(6, "no coordinator is reachable"))?;
+    let request = WantRequest {
+        node: api.node.clone(),
+        dataset: selector.to_string(),
+        keys: vec![key.to_owned()],
+        free_bytes: api.store.free_bytes(),
+    };
+    let asked = AgentServiceClient::new(channel).want(request).await;
+    let reply = asked.map_err(|status| from_status(&status))?.into_inner();
+    if let Ok(selector) = reply.dataset.parse()
+        && let Some(version) = api.local.find(&selector)
+    {
+        let reserved = api.store.reserve(&version.manifest.digest(), reply.wanted_bytes);
+        reserved.map_err(|full| refusal(7, format!("{key:?} of {selector} does not fit: {full}")))?;
+    }
+    Ok(reply.dataset)
+}
+
+/// Waits until the shard is visible or the version is closed, at most until `until`.
+async fn arrives(version: &LocalVersion, key: &str, until: Instant) {
+    let Some((shard, _)) = version.manifest.find(key) else { return };
+    let mut changes = version.progress.subscribe();
+    let arrived = changes.wait_for(|p| p.closed || p.sealed.contains(shard));
+    let _ = tokio::time::timeout_at(until, arrived).await;
+}

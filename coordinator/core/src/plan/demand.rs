@@ -1,0 +1,139 @@
+//! Shards that a node itself asks for, because a reader there wants them now: beside what stages bring, and first.
+//!
+//! One node and one extent at a time: whoever has it or receives it is the source, else the node reads the origin. No
+//! tree is planned, since nobody else is known to want it; others that ask meanwhile hang below the first.
+
+use millstream_types::{DatasetId, NodeId, RunSet, Time};
+
+use crate::Core;
+use crate::catalog::{Dataset, ExtentNo, Wanted};
+use crate::event::{Action, NodeState, Source};
+use crate::limits::{DEMAND_PRIORITY, LEASES_PER_NODE};
+use crate::view::Demand;
+
+impl Core {
+    /// What it takes to have these shards on a node, too; `None` for an unknown version.
+    pub fn demand(&self, dataset: DatasetId, node: NodeId, shards: &RunSet) -> Option<Demand> {
+        let ds = self.dataset(dataset)?;
+        let shards = ds.whole_groups(shards);
+        let mut wanted = ds.replica(node).map(|r| r.wanted.clone()).unwrap_or_default();
+        let before = wanted.bytes(&ds.layout);
+        wanted.add(shards);
+        let bytes_wanted = wanted.bytes(&ds.layout);
+        let refused = ds.replica(node).filter(|r| r.staged != Wanted::Nothing).and_then(|r| r.refused.clone());
+        Some(Demand { bytes_more: bytes_wanted - before, bytes_wanted, refused })
+    }
+
+    pub(crate) fn shards_demanded(&mut self, now: Time, node: NodeId, dataset: DatasetId, shards: &RunSet) {
+        let up = self.nodes.get(node).is_some_and(|n| n.seen && n.state != NodeState::Down);
+        let taken = up
+            && self
+                .with(dataset, |core, ds| {
+                    let shards = ds.whole_groups(shards);
+                    core.cut(ds);
+                    let replica = ds.replica_entry(node);
+                    if replica.staged == Wanted::Nothing {
+                        // Evicted, once: now it is wanted again.
+                        replica.refused = None;
+                    }
+                    replica.demanded.union_with(&shards);
+                    let attached = replica.attached;
+                    core.want_again(ds, &[node]);
+                    core.tell_sums(ds, node, &shards);
+                    if !attached {
+                        core.attach(ds, now, node, true);
+                    }
+                })
+                .is_some();
+        if !taken {
+            self.counters.ignored += 1;
+            return;
+        }
+        if self.demanding.insert(dataset) {
+            self.rank();
+        }
+        self.serve(now, node);
+    }
+
+    /// Sends a node the checksums that were learned of these shards while it did not receive them.
+    pub(crate) fn tell_sums(&mut self, ds: &Dataset, node: NodeId, shards: &RunSet) {
+        // Before its inventory is in, all of them follow that.
+        if !ds.replica(node).is_some_and(|r| r.inventoried) {
+            return;
+        }
+        for run in shards.runs() {
+            let pieces = ds.layout.shard_pieces(run.start).start..ds.layout.shard_pieces(run.end - 1).end;
+            for known in ds.sums.learned().runs() {
+                let part = known.start.max(pieces.start)..known.end.min(pieces.end);
+                if part.start < part.end {
+                    self.actions.push_back(Action::Checksums {
+                        to: vec![node],
+                        dataset: ds.id,
+                        first: part.start,
+                        crcs: ds.sums.slice(part),
+                    });
+                }
+            }
+        }
+    }
+
+    /// Finds work for a node among what it asked for itself.
+    pub(super) fn serve_demand(&mut self, now: Time, node: NodeId) -> bool {
+        let versions: Vec<DatasetId> = self.demanding.iter().copied().collect();
+        versions.into_iter().any(|id| self.with(id, |core, ds| core.demand_from(ds, now, node)).unwrap_or(false))
+    }
+
+    fn demand_from(&mut self, ds: &mut Dataset, now: Time, node: NodeId) -> bool {
+        if !self.open_for(ds, node) || !self.has_room(ds, node) {
+            return false;
+        }
+        let Some(replica) = ds.replica(node).filter(|r| !r.demanded.is_empty() && !r.todo.is_empty()) else {
+            return false;
+        };
+        let mut open: Vec<ExtentNo> = Vec::new();
+        for run in replica.demanded.runs() {
+            let pieces = ds.layout.shard_pieces(run.start).start..ds.layout.shard_pieces(run.end - 1).end;
+            open.extend(ds.extents_in(pieces).into_iter().filter(|&e| replica.todo.get(e)));
+        }
+        open.into_iter().any(|e| self.bring(ds, now, e, node))
+    }
+
+    /// Brings one extent to one node, from wherever it can be had.
+    fn bring(&mut self, ds: &mut Dataset, now: Time, e: ExtentNo, node: NodeId) -> bool {
+        let found = if ds.seeded.get(e) { self.find_source(ds, now, e, node, None) } else { None };
+        let (source, alternates) = match found {
+            Some(found) => (Source::Peer(found.source), found.alternates),
+            None => {
+                let extent = &ds.extents[e as usize];
+                // Somebody has it or reads it, who cannot be asked at present: that passes, or it is lost.
+                let mine = self.nodes.get(node).map_or(0, |n| n.leases);
+                let free = extent.lease.is_none() && extent.not_before <= now && mine < LEASES_PER_NODE;
+                if ds.seeded.get(e) || !free || !self.inventories_in(ds, now) || !self.origin.allows(now, false) {
+                    return false;
+                }
+                (Source::Origin, Vec::new())
+            }
+        };
+        // Ahead of everything that is only staged.
+        let staged = std::mem::replace(&mut ds.priority, DEMAND_PRIORITY);
+        let launched = self.launch(ds, now, e, node, source, alternates, 0).is_some();
+        ds.priority = staged;
+        launched
+    }
+}
+
+impl Dataset {
+    /// The shards of all placement groups that these are in: extents do not divide groups of small shards.
+    pub(crate) fn whole_groups(&self, shards: &RunSet) -> RunSet {
+        let mut out = RunSet::new();
+        for shard in shards.iter().take_while(|&s| s < self.layout.shards()) {
+            if out.contains(shard) {
+                continue;
+            }
+            let next = self.groups.partition_point(|&g| g <= shard);
+            let end = self.groups.get(next).copied().unwrap_or(self.layout.shards());
+            out.insert_range(self.groups[next - 1]..end);
+        }
+        out
+    }
+}

@@ -1,0 +1,52 @@
+//! What nodes ask for themselves: a reader there waits for shards that no stage brings.
+
+use millstream_coordinator_core::event::Event;
+use millstream_proto::v1;
+use millstream_types::{RunSet, Time};
+
+use super::State;
+use super::requests::Asked;
+use crate::failure::{ExitCode, RequestError};
+use crate::limits::WANTED_KEYS_MAX;
+
+impl State {
+    /// Has shards brought to a node. Asked again, it says whether they still will be.
+    pub(crate) fn want(&mut self, now: Time, request: &v1::WantRequest) -> Asked<v1::WantReply> {
+        let unknown = || RequestError::UnknownNodes { names: vec![crate::nodes::short(&request.node)] };
+        let node = self.nodes.find(&request.node).filter(|n| n.session.is_some()).ok_or_else(unknown)?.id;
+        if request.keys.len() > WANTED_KEYS_MAX {
+            return Err(RequestError::TooMany { what: "keys in one request", limit: WANTED_KEYS_MAX });
+        }
+        let version = self.select(&request.dataset)?;
+        let (dataset, name) = (version.id, version.record.name.to_string());
+        let mut shards = RunSet::new();
+        for key in &request.keys {
+            let Some((shard, _)) = version.manifest.find(key) else {
+                return Err(RequestError::UnknownKey { dataset: name, key: crate::nodes::short(key) });
+            };
+            shards.insert(shard);
+        }
+        if let Some(failed) = self.core.failures(dataset).into_iter().find(|f| shards.contains(f.shard)) {
+            let reason = self.shard_failure_words(dataset, &failed);
+            return Err(RequestError::ShardFailed { code: ExitCode::from_number(failed.code), reason });
+        }
+        let none = || RequestError::UnknownDataset { selector: name.clone(), hint: String::new() };
+        let demand = self.core.demand(dataset, node, &shards).ok_or_else(none)?;
+        if let Some(reason) = demand.refused {
+            return Err(RequestError::Conflict {
+                reason: format!("{} takes nothing of {name}: {reason}", request.node),
+                next: format!("see `millstream status {name}`; stage it there again once that is mended"),
+            });
+        }
+        if demand.bytes_more > request.free_bytes {
+            return Err(RequestError::NoRoom {
+                what: format!("{:?} of {name}", request.keys.first().map_or("", String::as_str)),
+                node: request.node.clone(),
+                needed: demand.bytes_more,
+                free: request.free_bytes,
+            });
+        }
+        self.event(now, Event::ShardsDemanded { node, dataset, shards });
+        Ok(v1::WantReply { dataset: name, wanted_bytes: demand.bytes_wanted })
+    }
+}
