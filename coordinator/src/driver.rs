@@ -17,6 +17,7 @@ use crate::failure::RequestError;
 use crate::limits::{INPUTS_MAX, INPUTS_PER_ROUND};
 use crate::nodes::SessionId;
 
+mod jobs;
 mod messages;
 mod orders;
 mod requests;
@@ -116,6 +117,7 @@ async fn drive(mut state: State, mut inputs: mpsc::Receiver<Input>, stop: Cancel
             state.apply(now, input);
         }
         state.on_time(now);
+        state.judge_jobs(now);
         state.carry_out(now);
     }
     state.stop();

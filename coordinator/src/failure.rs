@@ -105,6 +105,12 @@ pub enum RequestError {
         /// As asked for.
         names: Vec<String>,
     },
+    /// Never opened, or forgotten.
+    #[error("no job {job}")]
+    UnknownJob {
+        /// As asked for.
+        job: String,
+    },
     /// `all` of nothing.
     #[error("no agent is connected, so there is no node to use")]
     NoNodes,
@@ -200,7 +206,9 @@ impl RequestError {
             | RequestError::Name(_)
             | RequestError::Usage { .. }
             | RequestError::Manifest { .. } => ExitCode::Usage,
-            RequestError::UnknownDataset { .. } | RequestError::UnknownNodes { .. } => ExitCode::Unknown,
+            RequestError::UnknownDataset { .. }
+            | RequestError::UnknownNodes { .. }
+            | RequestError::UnknownJob { .. } => ExitCode::Unknown,
             RequestError::NoNodes | RequestError::NotInTime { .. } => ExitCode::NotReady,
             RequestError::VersionConflict { .. } | RequestError::Conflict { .. } => ExitCode::Conflict,
             RequestError::TooMany { .. } => ExitCode::NoSpace,
@@ -221,6 +229,7 @@ impl RequestError {
                 "see `millstream dataset ls`, or register it with `millstream dataset add NAME URL`".into()
             }
             RequestError::UnknownNodes { .. } => "see `millstream status` for the nodes that there are".into(),
+            RequestError::UnknownJob { .. } => "see `millstream status --json`, under jobs".into(),
             RequestError::NoNodes => {
                 "start `millstream agent` on the nodes, see `millstream status`, then try again".into()
             }
