@@ -23,6 +23,11 @@ test: fmt-check scripts-check clippy doc-test unit ## everything; the last lines
 
 test-fast: test ## as `test`: no lane needs a browser, Slurm or a virtual machine yet
 
+test-slurm: ## jobs on a real slurmctld with three slurmd on this machine (root)
+	scripts/apt-install munge python3 slurm-client slurm-wlm-basic-plugins slurmctld slurmd
+	$(CARGO) build --locked -p millstream
+	deploy/slurm/test/run.py --binary $(TARGET)/debug/millstream
+
 build: ## the binary, dev profile: target/debug/millstream
 	$(CARGO) build -p millstream
 

@@ -50,6 +50,12 @@ pub enum Verb {
     Status(StatusArgs),
     /// Check this machine: kernel, io_uring, RDMA, limits, disk, clock, coordinator, agent, origin
     Doctor(DoctorArgs),
+    /// What Slurm's hooks run (docs/slurm.md)
+    Slurm {
+        /// Which.
+        #[command(subcommand)]
+        verb: Box<crate::verbs::slurm::SlurmVerb>,
+    },
     /// A whole cluster on this machine with real data, and a small training run on it
     Demo(DemoArgs),
     /// Print a completion script

@@ -210,7 +210,8 @@ impl State {
         }
         let mut changes = Vec::new();
         let wants = known.as_ref().and_then(|j| j.open.as_ref()).map(|o| o.wants.clone()).unwrap_or_default();
-        let mut record = known.map(|j| j.record).unwrap_or_else(|| JobRecord { job: job.clone(), ..JobRecord::default() });
+        let mut record =
+            known.map(|j| j.record).unwrap_or_else(|| JobRecord { job: job.clone(), ..JobRecord::default() });
         record.attempt = request.attempt;
         let gone = self.nodes.find(&request.node).map(|n| n.id);
         let left = gone.map(|node| self.jobs.done_on(&job, node)).unwrap_or_default();
@@ -263,9 +264,8 @@ impl State {
     /// Jobs whose data became ready are remembered so.
     pub(super) fn judge_jobs(&mut self, now: Time) {
         let core = &self.core;
-        let ready = |(dataset, node): Place| {
-            core.replica(dataset, node).is_some_and(|r| r.state == ReplicaState::Ready)
-        };
+        let ready =
+            |(dataset, node): Place| core.replica(dataset, node).is_some_and(|r| r.state == ReplicaState::Ready);
         let done = self.jobs.judge(now, ready);
         if !done.is_empty() {
             // Nobody waits for this: should it be lost, it is found again.

@@ -154,9 +154,8 @@ impl State {
         spread: Option<u32>,
         changes: &mut Vec<Change>,
     ) {
-        let same = |s: &&Stage| {
-            s.dataset == dataset && s.nodes == nodes && s.record.spread == spread && s.record.for_jobs
-        };
+        let same =
+            |s: &&Stage| s.dataset == dataset && s.nodes == nodes && s.record.spread == spread && s.record.for_jobs;
         let Some(id) = self.stages.values().find(same).map(|s| StageId(s.record.id)) else {
             return;
         };

@@ -11,7 +11,9 @@ use redb::{
     Database, DatabaseError, ReadableDatabase, ReadableTable, ReadableTableMetadata, TableDefinition, WriteTransaction,
 };
 
-use super::{CatalogStore, Change, ChecksumRow, JobRecord, KnownChecksums, Loaded, StageRecord, StoreError, VersionRecord};
+use super::{
+    CatalogStore, Change, ChecksumRow, JobRecord, KnownChecksums, Loaded, StageRecord, StoreError, VersionRecord,
+};
 use crate::limits::{AUDIT_LINES_MAX, STORE_CACHE_BYTES};
 
 /// Name of the file in the state directory.

@@ -24,8 +24,10 @@ pub struct Hook {
     pub nodes: String,
     /// The node that the hook runs on; empty on the controller.
     pub node: String,
-    comment: String,
-    stage: String,
+    /// The job's comment.
+    pub comment: String,
+    /// The value of `--stage`.
+    pub stage: String,
 }
 
 /// The variable that a hook cannot do without.

@@ -286,7 +286,9 @@ mod tests {
     fn options() {
         let want = one("millstream:d,spread=2,priority=1000,timeout=10m");
         assert_eq!((want.spread, want.priority, want.timeout), (Some(2), 1000, Some(Duration::from_secs(600))));
-        for bad in ["spread=0", "spread=", "spread=+1", "priority=1001", "timeout=1", "timeout=0s", "timeout=8d", "x=1", ""] {
+        for bad in
+            ["spread=0", "spread=", "spread=+1", "priority=1001", "timeout=1", "timeout=0s", "timeout=8d", "x=1", ""]
+        {
             let text = format!("millstream:d@v,{bad}");
             assert!(matches!(of_comment(&text), Err(WantError::Option { .. })), "{text}");
         }
@@ -295,7 +297,8 @@ mod tests {
 
     #[test]
     fn what_is_not_a_name_is_refused() {
-        for bad in ["", "a/b", "../x@v", "d@", "@v", "$(reboot)", "`id`", "d@v;rm", "d@v'", "ünicode", "d@v@w", "d@-\0"] {
+        for bad in ["", "a/b", "../x@v", "d@", "@v", "$(reboot)", "`id`", "d@v;rm", "d@v'", "ünicode", "d@v@w", "d@-\0"]
+        {
             assert!(of_comment(&format!("millstream:{bad}")).is_err(), "{bad:?}");
         }
         for bad in ["ckpt/run", "ckpt/run@", "ckpt/run@x", "ckpt/run@-1", "ckpt/run@+1", "ckpt/a/b@1", "ckpt/@latest"] {
@@ -314,7 +317,8 @@ mod tests {
 
     #[test]
     fn lines_of_a_script() {
-        let script = "#!/bin/sh\n#BB_LUA millstream:d@v\n  #BB_LUA millstream:e\n# BB_LUA millstream:f\necho millstream:g\n";
+        let script =
+            "#!/bin/sh\n#BB_LUA millstream:d@v\n  #BB_LUA millstream:e\n# BB_LUA millstream:f\necho millstream:g\n";
         assert_eq!(of_script(script).unwrap().len(), 2);
         assert!(of_script("#BB_LUA millstream:d@v,oops").is_err());
     }
