@@ -19,14 +19,14 @@ help: ## this list
 demo: ## a cluster on this machine with real data, and a training run on it (DEMO_EXIT=1 stops by itself)
 	@DEMO_EXIT=$(DEMO_EXIT) scripts/demo
 
-test: fmt-check scripts-check clippy doc-test unit ## everything; the last lines are the count of tests
+test: test-slurm fmt-check scripts-check clippy doc-test unit ## everything; the last lines are the count of tests
 
-test-fast: test ## as `test`: no lane needs a browser, Slurm or a virtual machine yet
+test-fast: fmt-check scripts-check clippy doc-test unit ## as `test`, without what needs a browser, Slurm or a virtual machine
 
 test-slurm: ## jobs on a real slurmctld with three slurmd on this machine (root)
 	scripts/apt-install munge python3 slurm-client slurm-wlm-basic-plugins slurmctld slurmd
-	$(CARGO) build --locked -p millstream
-	deploy/slurm/test/run.py --binary $(TARGET)/debug/millstream
+	MILLSTREAM_SLURM_VERSION=$$(srun --version | cut -d' ' -f2) $(CARGO) build --locked -p millstream -p millstream-spank
+	deploy/slurm/test/run.py --binary $(TARGET)/debug/millstream --plugin $(TARGET)/debug/libmillstream_spank.so
 
 build: ## the binary, dev profile: target/debug/millstream
 	$(CARGO) build -p millstream

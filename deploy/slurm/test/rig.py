@@ -102,6 +102,8 @@ class Rig:
         # Jobs run as an ordinary user, who may not be able to enter the checkout.
         self.binary = self.dir / "millstream"
         shutil.copy2(binary, self.binary)
+        if plugin:
+            self.plugin = shutil.copy2(plugin, self.dir)
         for part in ["log", "state", "munge", "hooks", "out", "data", "ready"]:
             (self.dir / part).mkdir()
         (self.dir / "out").chmod(0o1777)
@@ -202,11 +204,17 @@ class Rig:
 
     # -- Slurm
 
-    def write_hooks(self):
+    def settings(self, **changed):
+        """Writes slurm.toml: those of most cases, and what this one wants otherwise. Hooks read it each time."""
+        settings = {"budget": "60s", "agent_grace": "2s", "ahead": "off", **changed}
         self.toml.write_text(
             f'coordinator = ["{self.coordinator_url}"]\nsocket = "{self.dir}/data/%n/agent.sock"\n'
-            f'run_dir = "{self.dir}/run"\nslurm_conf = "{self.conf}"\nbudget = "60s"\nagent_grace = "2s"\n'
+            f'run_dir = "{self.dir}/run"\nslurm_conf = "{self.conf}"\n'
+            + "".join(f'{key} = "{value}"\n' for key, value in settings.items())
         )
+
+    def write_hooks(self):
+        self.settings()
         for hook in HOOKS.values():
             path, shipped = self.dir / "hooks" / hook, self.dir / "hooks" / f"shipped-{hook}"
             shutil.copy2(DEPLOY / hook, shipped)
@@ -343,6 +351,7 @@ PartitionName=all Nodes=n[1-{len(NODES)}] Default=YES MaxTime=INFINITE OverSubsc
 
     def quiet(self):
         """No jobs, all nodes idle, no faults: what each case begins with."""
+        self.settings()
         self.control("DELETE", "/faults")
         self.control("POST", "/rate", {"bytes_per_s": None})
         for job in self.slurm("squeue", "-h", "-o", "%A", check=False).stdout.split():

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use clap::Args;
 use millstream_proto::convert;
@@ -10,6 +11,7 @@ use millstream_slurm::ahead::{Ahead, Plan, plan};
 use millstream_slurm::{Hook, Want, want};
 use serde_json::Value;
 
+use super::before::budget;
 use super::scontrol::Slurm;
 use super::{AheadChoice, How, Settings, SlurmSettings, after, open, refused, resolve};
 use crate::client::Session;
@@ -127,8 +129,18 @@ pub async fn stage_in(args: StageInArgs) -> Result<()> {
     let nodes = nodes.join(",");
     let job = open(&session, &pending.hook, asked, &nodes, How::Pending).await?;
     note(&format!("job {}: {} on {nodes}", args.job, job.datasets.join(", ")));
+    let until = Instant::now() + budget(&settings, &wants);
     for dataset in &job.datasets {
-        wait::follow(&session, dataset, &nodes, None, |_| Ok(())).await?;
+        let left = until.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
+        match wait::follow(&session, dataset, &nodes, Some(left), |_| Ok(())).await {
+            Ok(_) => {}
+            // Slurm would never try again: the job goes on to its prologue, where there is time to wait.
+            Err(failure) if matches!(failure.code, Code::NotReady | Code::Unreachable) => {
+                note(&format!("note: {failure}"));
+                return Ok(());
+            }
+            Err(failure) => return Err(failure),
+        }
     }
     Ok(())
 }
