@@ -38,6 +38,10 @@ pub const SLURM_EPILOG_BUDGET: Duration = Duration::from_secs(2);
 pub const SLURM_EPILOG_SLURMCTLD_BUDGET: Duration = Duration::from_secs(20);
 /// Between two looks at the catalog for job submission: how old "there is no such dataset" may be.
 pub const SLURM_CATALOG_EVERY: Duration = Duration::from_secs(2);
+/// Between looks whether a daemon that starts is up, for systemd.
+pub const SYSTEMD_POLL: Duration = Duration::from_millis(200);
+/// A daemon that does not answer itself within this time does not answer.
+pub const SYSTEMD_PROBE: Duration = Duration::from_secs(5);
 /// Between refreshes of `status --watch`.
 pub const WATCH_EVERY: Duration = Duration::from_secs(1);
 /// `demo`: how long each child may take to bind its ports.

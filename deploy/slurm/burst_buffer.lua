@@ -27,6 +27,6 @@ local function nothing() return slurm.SUCCESS end
 slurm_bb_job_process, slurm_bb_setup, slurm_bb_paths = nothing, nothing, nothing
 slurm_bb_pre_run, slurm_bb_post_run, slurm_bb_data_out = nothing, nothing, nothing
 function slurm_bb_real_size(job) return slurm.SUCCESS, "0" end
-function slurm_bb_pools() return slurm.SUCCESS, '{"pools":[]}' end
+function slurm_bb_pools() return slurm.SUCCESS, '{"pools":[{"id":"millstream","quantity":1,"granularity":1}]}' end
 function slurm_bb_get_status() return slurm.SUCCESS, "`millstream status` says more" end
 return slurm.SUCCESS

@@ -1,7 +1,7 @@
 -- Refuses requests for data that is not in the catalog, and has the rest pulled while the job is pending.
 -- Runs while slurmctld holds its locks: it only looks for files, which `millstream slurm catalog --watch` keeps.
 -- What a request means is decided by `millstream slurm`; this only finds them.
-local CATALOG = "/run/millstream/catalog/"
+local CATALOG = "/run/millstream-catalog/"
 local AHEAD = true   -- false where BurstBufferType is not burst_buffer/lua
 
 local function exists(name)

@@ -93,7 +93,7 @@ pub struct SlurmSettings {
     #[arg(long, value_name = "DIR")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub slurm_bin: Option<PathBuf>,
-    /// What Prolog leaves for TaskProlog [default: /run/millstream/jobs]
+    /// What Prolog leaves for TaskProlog [default: /run/millstream-jobs]
     #[arg(long, value_name = "DIR")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub run_dir: Option<PathBuf>,
@@ -165,7 +165,7 @@ impl SlurmSettings {
     }
 
     fn run_dir(&self) -> PathBuf {
-        self.run_dir.clone().unwrap_or_else(|| "/run/millstream/jobs".into())
+        self.run_dir.clone().unwrap_or_else(|| "/run/millstream-jobs".into())
     }
 
     fn policy(&self) -> Policy {

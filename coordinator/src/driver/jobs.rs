@@ -202,17 +202,18 @@ impl State {
     pub(crate) fn close_job(&mut self, now: Time, request: &v1::CloseJobRequest) -> Asked<Answer<v1::JobReply>> {
         let job = job_key(&request.job)?.to_owned();
         let known = self.jobs.get(&job).cloned();
-        let newer = known.as_ref().is_some_and(|j| j.record.attempt > request.attempt);
-        let ended = known.as_ref().is_some_and(|j| j.open.is_none() && j.record.attempt == request.attempt);
-        let no_node = !request.node.is_empty() && (known.is_none() || self.nodes.find(&request.node).is_none());
-        if newer || ended || no_node {
+        // Slurm counts a requeue before it runs the epilog of what is requeued: the attempt that ends is the one that
+        // is open, and of one that never began only the first can be told.
+        let open = known.as_ref().is_some_and(|j| j.open.is_some() && j.record.attempt <= request.attempt);
+        let never = known.is_none() && request.attempt == 0 && request.node.is_empty();
+        let no_node = !request.node.is_empty() && self.nodes.find(&request.node).is_none();
+        if !(open || never) || no_node {
             return Ok(Answer { reply: self.show_job(now, &job).unwrap_or_default(), durable: None });
         }
         let mut changes = Vec::new();
         let wants = known.as_ref().and_then(|j| j.open.as_ref()).map(|o| o.wants.clone()).unwrap_or_default();
         let mut record =
             known.map(|j| j.record).unwrap_or_else(|| JobRecord { job: job.clone(), ..JobRecord::default() });
-        record.attempt = request.attempt;
         let gone = self.nodes.find(&request.node).map(|n| n.id);
         let left = gone.map(|node| self.jobs.done_on(&job, node)).unwrap_or_default();
         if !left.is_empty() {

@@ -230,7 +230,7 @@ class Rig:
         for lua in ["job_submit.lua", "burst_buffer.lua"]:
             text = (DEPLOY / lua).read_text()
             program = f"MILLSTREAM_SLURM_CONFIG={self.toml} {self.binary}"
-            text = text.replace("/run/millstream/catalog/", f"{self.dir}/catalog/").replace("/usr/bin/millstream", program)
+            text = text.replace("/run/millstream-catalog/", f"{self.dir}/catalog/").replace("/usr/bin/millstream", program)
             (self.dir / lua).write_text(text)
 
     def configure(self, extra=""):

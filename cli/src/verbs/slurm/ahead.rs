@@ -64,7 +64,7 @@ pub struct StageOutArgs {
 #[derive(Args, Debug)]
 pub struct CatalogArgs {
     /// The directory, made when it is not there
-    #[arg(long, value_name = "DIR", default_value = "/run/millstream/catalog")]
+    #[arg(long, value_name = "DIR", default_value = "/run/millstream-catalog")]
     out: PathBuf,
     /// Keep it true until stopped, instead of once
     #[arg(long)]
