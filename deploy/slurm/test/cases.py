@@ -168,11 +168,12 @@ def cancelled_while_pending(rig):
 
 def s3_down_requeues_and_drains_nothing(rig):
     size = rig.dataset("c9")
-    rig.control("POST", "/faults", {"key": "*", "kind": {"type": "status", "status": 503}})
+    rig.control("POST", "/faults", {"key": "*", "kind": {"type": "status", "status": 500}})
     job = rig.sbatch(READ, "-N3", "--comment=millstream:c9@v1,timeout=3s")
     until("it is back in the queue", lambda: "PENDING" in rig.state(job) and "requeued and tried" in rig.show(job))
     shown = rig.show(job)
     check("c9@v1" in shown and "time for staging is over" in shown, f"the user is not told:\n{shown}")
+    check("last error" in shown and "origin" in shown, f"the user is not told that S3 is down:\n{shown}")
     check(set(rig.node_states()) <= {"idle", "completing"}, f"nodes: {rig.node_states()}")
     rig.control("DELETE", "/faults")
     rig.slurm("scontrol", "update", f"jobid={job}", "starttime=now")
@@ -184,7 +185,7 @@ def s3_down_requeues_and_drains_nothing(rig):
 
 def s3_down_tells_interactive_users_at_once(rig):
     rig.dataset("c10")
-    rig.control("POST", "/faults", {"key": "*", "kind": {"type": "status", "status": 503}})
+    rig.control("POST", "/faults", {"key": "*", "kind": {"type": "status", "status": 500}})
     done = rig.slurm("srun", "-N2", "--comment=millstream:c10@v1,timeout=2s", "true", check=False, **rig.as_user())
     check(done.returncode != 0 and "millstream: c10@v1" in done.stderr, f"srun says: {done.stderr}")
     until("nodes are idle", lambda: set(rig.node_states()) == {"idle"})
@@ -308,9 +309,9 @@ def without_controller_hooks_each_node_stages(rig):
         rig.ended(job)
         # A problem of the data drains nothing here either.
         rig.dataset("c19")
-        rig.control("POST", "/faults", {"key": "*", "kind": {"type": "status", "status": 503}})
+        rig.control("POST", "/faults", {"key": "*", "kind": {"type": "status", "status": 500}})
         job = rig.sbatch(READ, "-N3", "--comment=millstream:c19@v1,timeout=2s")
-        until("it is back in the queue", lambda: "PENDING" in rig.state(job) and "time for" in rig.show(job))
+        until("it is back in the queue", lambda: "PENDING" in rig.state(job) and "requeued and tried" in rig.show(job))
         until("nodes are idle", lambda: set(rig.node_states()) == {"idle"})
     finally:
         rig.conf.write_text(conf)

@@ -5,9 +5,11 @@
 
 use std::time::{Duration, Instant};
 
-use millstream_proto::v1::{JobReply, JobWant, ShowJobRequest, WaitProgress};
+use millstream_proto::convert;
+use millstream_proto::v1::{JobReply, JobWant, ShowJobRequest, StatusRequest, WaitProgress};
 use millstream_slurm::policy::{Job, Trouble, Verdict};
 use millstream_slurm::{Hook, Want};
+use serde_json::Value;
 
 use super::scontrol::Slurm;
 use super::{How, SlurmSettings, after, open, refused, resolve, words};
@@ -185,7 +187,10 @@ async fn ready(
         match waited {
             Ok(_) => return Ok(()),
             Err(failure) if !matches!(failure.code, Code::NotReady | Code::Unreachable) => return Err(failure.into()),
-            Err(failure) if Instant::now() >= until => return Err(out_of_time(dataset, failure, &gone).into()),
+            Err(failure) if Instant::now() >= until => {
+                let troubles = troubles(session, nodes).await;
+                return Err(out_of_time(dataset, &failure, &gone, troubles).into());
+            }
             Err(_) => {}
         }
         if let Some((nodes, _)) = gone.as_ref().filter(|(_, since)| since.elapsed() >= grace) {
@@ -199,8 +204,27 @@ async fn ready(
     }
 }
 
-fn out_of_time(dataset: &str, failure: Failure, gone: &Option<(Vec<String>, Instant)>) -> Failure {
+/// What the job's agents met last: that S3 is down, most likely. Said once, however many say it.
+pub async fn troubles(session: &Session, nodes: &str) -> Option<String> {
+    let ask = session
+        .call("status", |mut client| async move { client.status(StatusRequest { dataset: String::new() }).await });
+    let status: Value = serde_json::from_str(&ask.await.ok()?.json).ok()?;
+    let nodes = convert::hostlist("nodes", nodes).ok()?;
+    let mine = status["nodes"].as_array()?.iter().filter(|n| nodes.iter().any(|name| n["node"] == *name));
+    let last = mine.filter_map(|n| n["last_errors"].as_array()?.last()?.as_str());
+    last.max_by_key(|text| text.contains("origin")).map(str::to_owned)
+}
+
+fn out_of_time(
+    dataset: &str,
+    failure: &Failure,
+    gone: &Option<(Vec<String>, Instant)>,
+    troubles: Option<String>,
+) -> Failure {
     let away = gone.as_ref().map(|(nodes, _)| format!("; no agent on {}", nodes.join(", "))).unwrap_or_default();
-    Failure::new(Code::NotReady, dataset, format!("the time for staging is over: {}{away}", failure.reason))
+    let troubles = troubles.map(|t| format!("; last error: {t}")).unwrap_or_default();
+    // "dataset: not ready ..." of another voice.
+    let reason = failure.reason.strip_prefix(&format!("{dataset} is ")).unwrap_or(&failure.reason);
+    Failure::new(Code::NotReady, dataset, format!("the time for staging is over: {reason}{away}{troubles}"))
         .next("`millstream status` says what it waits for")
 }

@@ -14,7 +14,7 @@ use millstream_slurm::{Hook, Want, What};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::before::{Stuck, budget};
+use super::before::{Stuck, budget, troubles};
 use super::scontrol::Slurm;
 use super::{How, SlurmSettings, after, open, refused, resolve, words};
 use crate::client::Session;
@@ -161,7 +161,12 @@ async fn stage_here(
     let job = open(session, hook, resolved, &hook.node, How::OneNode).await?;
     for dataset in &job.datasets {
         let left = until.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
-        wait::follow(session, dataset, &hook.node, Some(left), |_| Ok(())).await?;
+        if let Err(mut failure) = wait::follow(session, dataset, &hook.node, Some(left), |_| Ok(())).await {
+            if let Some(troubles) = troubles(session, &hook.node).await {
+                failure.reason.push_str(&format!("; last error: {troubles}"));
+            }
+            return Err(failure.into());
+        }
     }
     let job = shown(session, hook).await;
     Ok((check(agent, wants, job.as_ref()).await?, job))
@@ -180,7 +185,8 @@ async fn stop_job(settings: &SlurmSettings, hook: &Hook, stuck: Stuck) -> Result
         Job::Requeue => slurm.requeue(hook.job).await,
         Job::Cancel => false,
     };
-    if !back {
+    // Another node's hook may have put it back a moment ago; only what cannot go back is ended.
+    if !back && (verdict.job == Job::Cancel || slurm.interactive(hook.job).await) {
         slurm.cancel(hook.job).await;
     }
     Ok(())

@@ -84,6 +84,11 @@ impl Slurm {
         self.control(&["requeue", &job.to_string()]).await
     }
 
+    /// Is it one of srun or salloc, which cannot go back into the queue?
+    pub async fn interactive(&self, job: u64) -> bool {
+        self.ask("scontrol", &["show", "job", &job.to_string()]).await.is_ok_and(|shown| shown.contains("BatchFlag=0"))
+    }
+
     /// Ends a job.
     pub async fn cancel(&self, job: u64) {
         if let Err(failure) = self.ask("scancel", &[&job.to_string()]).await {
