@@ -10,7 +10,7 @@ NEXTEST_PROFILE ?= default
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 RESULTS := benches/results
 
-.PHONY: help demo test test-fast build fmt lint fmt-check clippy unit doc-test scripts-check deny bench bench-cluster \
+.PHONY: help demo test test-fast test-slurm test-deploy build fmt lint fmt-check clippy unit doc-test scripts-check deny bench bench-cluster \
         bench-single bench-sim bench-transport release clean-results
 
 help: ## this list
@@ -19,9 +19,22 @@ help: ## this list
 demo: ## a cluster on this machine with real data, and a training run on it (DEMO_EXIT=1 stops by itself)
 	@DEMO_EXIT=$(DEMO_EXIT) scripts/demo
 
-test: fmt-check scripts-check clippy doc-test unit ## everything; the last lines are the count of tests
+test: test-slurm test-deploy fmt-check scripts-check clippy doc-test unit ## everything; the last lines are the count of tests
 
-test-fast: test ## as `test`: no lane needs a browser, Slurm or a virtual machine yet
+test-fast: fmt-check scripts-check clippy doc-test unit ## as `test`, without what needs a browser, Slurm or a virtual machine
+
+test-slurm: ## jobs on a real slurmctld with three slurmd on this machine (root)
+	scripts/apt-install munge python3 slurm-client slurm-wlm-basic-plugins slurmctld slurmd
+	MILLSTREAM_SLURM_VERSION=$$(srun --version | cut -d' ' -f2) $(CARGO) build --locked -p millstream -p millstream-spank
+	deploy/slurm/test/run.py --binary $(TARGET)/debug/millstream --plugin $(TARGET)/debug/libmillstream_spank.so
+
+test-deploy: ## units, packages in a chroot, alert rules, dashboard, chart (root)
+	scripts/apt-install systemd prometheus mmdebstrap python3 python3-venv
+	scripts/python-env kubernetes-validate jsonschema pyyaml
+	.venv/bin/python deploy/test/check.py
+	$(CARGO) build --locked -p millstream -p millstream-spank
+	deploy/debian/build $(TARGET)/debug $(TARGET)/debs
+	deploy/test/packages $(TARGET)/debs
 
 build: ## the binary, dev profile: target/debug/millstream
 	$(CARGO) build -p millstream
@@ -43,7 +56,7 @@ clippy:
 scripts-check:
 	@for f in scripts/demo scripts/apt-install scripts/python-env .ci/run benches/macro/*.sh; do bash -n "$$f"; done
 	@python3 -c 'import ast, pathlib, sys; [ast.parse(pathlib.Path(p).read_text(), p) for p in sys.argv[1:]]' \
-	    scripts/*.py benches/macro/*.py
+	    scripts/*.py benches/macro/*.py deploy/slurm/test/*.py deploy/test/*.py deploy/grafana/*.py
 
 unit: ## unit, property, simulation and integration tests
 	$(CARGO) nextest run --workspace --locked --profile $(NEXTEST_PROFILE)

@@ -50,6 +50,12 @@ pub enum Verb {
     Status(StatusArgs),
     /// Check this machine: kernel, io_uring, RDMA, limits, disk, clock, coordinator, agent, origin
     Doctor(DoctorArgs),
+    /// What Slurm's hooks run (docs/slurm.md)
+    Slurm {
+        /// Which.
+        #[command(subcommand)]
+        verb: Box<crate::verbs::slurm::SlurmVerb>,
+    },
     /// A whole cluster on this machine with real data, and a small training run on it
     Demo(DemoArgs),
     /// Print a completion script
@@ -192,7 +198,7 @@ pub struct IndexArgs {
 pub struct StageArgs {
     /// NAME (the latest version) or NAME@VERSION
     pub dataset: String,
-    /// all, self, names with commas, or a host list such as node[001-016]
+    /// all, self, job (the nodes of this Slurm job), names with commas, or a host list such as node[001-016]
     #[arg(long, default_value = "all")]
     pub nodes: String,
     /// replicate (every node everything) or spread=R (every shard on R nodes)
@@ -217,7 +223,7 @@ pub struct StageArgs {
 pub struct WaitArgs {
     /// NAME (the latest version) or NAME@VERSION
     pub dataset: String,
-    /// self, all, names with commas, or a host list such as node[001-016]
+    /// self, all, job (the nodes of this Slurm job), names with commas, or a host list such as node[001-016]
     #[arg(long, default_value = "self")]
     pub nodes: String,
     /// Give up after this time (exit 4), such as 30s or 2h [default: none]

@@ -82,7 +82,7 @@ impl<'de> Deserialize<'de> for Span {
 }
 
 /// A list, written as an array, or as one text with commas.
-fn list<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<String>, D::Error> {
+pub(crate) fn list<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<String>, D::Error> {
     #[derive(Deserialize)]
     #[serde(untagged, expecting = "a list of texts, or one text with commas")]
     enum Written {

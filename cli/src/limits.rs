@@ -24,6 +24,24 @@ pub const SOCKET_REPLY_BYTES_MAX: u64 = 1 << 30;
 pub const SOCKET_TIMEOUT: Duration = Duration::from_secs(10);
 /// Off a terminal, a progress line at most this often.
 pub const PLAIN_PROGRESS_EVERY: Duration = Duration::from_secs(5);
+/// Slurm's own commands answer within this time, or count as away; they themselves would wait longer.
+pub const SLURM_COMMAND_TIMEOUT: Duration = Duration::from_secs(10);
+/// Between two words to the user of a job that waits for its data: each is a request to Slurm's controller.
+pub const SLURM_PROGRESS_EVERY: Duration = Duration::from_secs(15);
+/// How long Prolog tries to reach the local agent: a restart takes about a second.
+pub const SLURM_AGENT_PATIENCE: Duration = Duration::from_secs(5);
+/// How long Prolog waits for what is only for show.
+pub const SLURM_SHOW_TIMEOUT: Duration = Duration::from_millis(500);
+/// How long Epilog tries to reach a coordinator: it holds up the node for the next job.
+pub const SLURM_EPILOG_BUDGET: Duration = Duration::from_secs(2);
+/// The same for EpilogSlurmctld, which holds up nobody.
+pub const SLURM_EPILOG_SLURMCTLD_BUDGET: Duration = Duration::from_secs(20);
+/// Between two looks at the catalog for job submission: how old "there is no such dataset" may be.
+pub const SLURM_CATALOG_EVERY: Duration = Duration::from_secs(2);
+/// Between looks whether a daemon that starts is up, for systemd.
+pub const SYSTEMD_POLL: Duration = Duration::from_millis(200);
+/// A daemon that does not answer itself within this time does not answer.
+pub const SYSTEMD_PROBE: Duration = Duration::from_secs(5);
 /// Between refreshes of `status --watch`.
 pub const WATCH_EVERY: Duration = Duration::from_secs(1);
 /// `demo`: how long each child may take to bind its ports.

@@ -18,6 +18,7 @@ mod logging;
 mod output;
 mod signals;
 mod socket;
+mod systemd;
 mod verbs;
 
 fn main() -> ExitCode {

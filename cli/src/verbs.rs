@@ -13,6 +13,7 @@ mod doctor;
 mod path;
 mod s3_server;
 mod select;
+pub mod slurm;
 mod stage;
 mod status;
 mod wait;
@@ -52,6 +53,7 @@ async fn ask(verb: Verb) -> Result<()> {
         Verb::Verify(args) => select::verify(args).await,
         Verb::Status(args) => status::run(args).await,
         Verb::Doctor(args) => doctor::run(args).await,
+        Verb::Slurm { verb } => slurm::run(*verb).await,
         Verb::Coordinator(_) | Verb::Agent(_) | Verb::Demo(_) | Verb::S3Server(_) | Verb::Completions { .. } => Ok(()),
     }
 }

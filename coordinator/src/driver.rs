@@ -19,6 +19,7 @@ use crate::nodes::SessionId;
 
 mod demand;
 mod evict;
+mod jobs;
 mod messages;
 mod orders;
 mod requests;
@@ -118,6 +119,7 @@ async fn drive(mut state: State, mut inputs: mpsc::Receiver<Input>, stop: Cancel
             state.apply(now, input);
         }
         state.on_time(now);
+        state.judge_jobs(now);
         state.carry_out(now);
     }
     state.stop();

@@ -114,6 +114,12 @@ pub enum RequestError {
         /// As asked for.
         names: Vec<String>,
     },
+    /// Never opened, or forgotten.
+    #[error("no job {job}")]
+    UnknownJob {
+        /// As asked for.
+        job: String,
+    },
     /// `all` of nothing.
     #[error("no agent is connected, so there is no node to use")]
     NoNodes,
@@ -235,7 +241,8 @@ impl RequestError {
             | RequestError::Manifest { .. } => ExitCode::Usage,
             RequestError::UnknownDataset { .. }
             | RequestError::UnknownKey { .. }
-            | RequestError::UnknownNodes { .. } => ExitCode::Unknown,
+            | RequestError::UnknownNodes { .. }
+            | RequestError::UnknownJob { .. } => ExitCode::Unknown,
             RequestError::NoNodes | RequestError::NotInTime { .. } => ExitCode::NotReady,
             RequestError::VersionConflict { .. } | RequestError::Conflict { .. } => ExitCode::Conflict,
             RequestError::TooMany { .. } | RequestError::NoRoom { .. } => ExitCode::NoSpace,
@@ -258,6 +265,7 @@ impl RequestError {
             }
             RequestError::UnknownKey { dataset, .. } => format!("see `millstream dataset show {dataset}`"),
             RequestError::UnknownNodes { .. } => "see `millstream status` for the nodes that there are".into(),
+            RequestError::UnknownJob { .. } => "see `millstream status --json`, under jobs".into(),
             RequestError::NoNodes => {
                 "start `millstream agent` on the nodes, see `millstream status`, then try again".into()
             }

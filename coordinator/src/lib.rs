@@ -13,6 +13,7 @@ mod driver;
 pub mod failure;
 mod grpc;
 mod http;
+mod jobs;
 pub mod limits;
 mod net;
 mod nodes;

@@ -39,6 +39,16 @@ pub const NODES_MAX: usize = 16_384;
 pub const DATASETS_MAX: usize = 100_000;
 /// Stages that are remembered; the oldest finished ones make room.
 pub const STAGES_MAX: usize = 10_000;
+/// Jobs that have not ended: more than schedulers of that size run at a time.
+pub const JOBS_OPEN_MAX: usize = 20_000;
+/// Jobs that have ended and are remembered: for accounting, and so that late hooks do not open them again.
+pub const JOBS_ENDED_MAX: usize = 1_000;
+/// Versions that one job may want: a job description names a few.
+pub const JOB_WANTS_MAX: usize = 64;
+/// Nodes times versions of one job: as large a job as the largest cluster runs, with four versions.
+pub const JOB_PLACES_MAX: usize = 65_536;
+/// Bytes of a job's key, name and user.
+pub const JOB_TEXT_BYTES_MAX: usize = 256;
 /// Clients that wait or verify at a time: one per trainer process of a large job that starts at once.
 pub const WATCHERS_MAX: usize = 65_536;
 /// Progress messages that wait for a slow client: only the newest counts.

@@ -180,6 +180,9 @@ fn restore(config: &Config, catalog: Catalog, store: StoreHandle) -> anyhow::Res
         let nodes = record.nodes.iter().map(|name| state.know_node(Time::ZERO, name)).collect();
         state.restore_stage(Time::ZERO, record, dataset, nodes);
     }
+    for record in catalog.loaded.jobs {
+        state.restore_job(record);
+    }
     Ok(state)
 }
 

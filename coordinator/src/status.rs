@@ -22,6 +22,7 @@ pub(crate) struct Document {
     pub(crate) nodes: Vec<NodeStatus>,
     datasets: Vec<DatasetStatus>,
     stages: Vec<StageStatus>,
+    jobs: Vec<JobStatus>,
     notices: Vec<Notice>,
 }
 
@@ -141,6 +142,33 @@ struct StageStatus {
     ratio_to_bound: Option<f64>,
 }
 
+/// A job of a batch scheduler: what it asked for, what it waited, where its bytes came from.
+#[derive(Clone, Debug, Serialize)]
+struct JobStatus {
+    job: String,
+    attempt: u32,
+    name: String,
+    user: String,
+    state: String,
+    datasets: Vec<String>,
+    nodes: Vec<String>,
+    absent_nodes: Vec<String>,
+    asked_bytes: u64,
+    bytes: JobBytes,
+    waited_s: f64,
+    asked_at: String,
+    ended_at: Option<String>,
+    outcome: String,
+}
+
+#[derive(Clone, Debug, Serialize)]
+struct JobBytes {
+    cache: u64,
+    origin: u64,
+    peer: u64,
+    shared: u64,
+}
+
 fn seconds(us: u64) -> f64 {
     us as f64 / 1e6
 }
@@ -171,6 +199,7 @@ impl State {
             nodes: self.node_statuses(now),
             datasets: self.datasets.iter().filter(|d| wanted(d.id)).map(|d| self.dataset_status(d)).collect(),
             stages: self.stage_statuses(now, wanted),
+            jobs: self.job_statuses(now, only),
             notices: self.notices.iter().rev().cloned().collect(),
         })
     }
@@ -257,6 +286,34 @@ impl State {
             pinned_on: dataset.pins.iter().cloned().collect(),
             failures: failures.map(|f| self.shard_failure_words(dataset.id, &f)).collect(),
         }
+    }
+
+    fn job_statuses(&self, now: Time, only: Option<DatasetId>) -> Vec<JobStatus> {
+        let only = only.map(|id| self.dataset_name(id));
+        let jobs = self.jobs.iter().filter_map(|j| Some((j, self.show_job(now, &j.record.job).ok()?)));
+        let jobs = jobs.filter(|(_, reply)| only.as_ref().is_none_or(|name| reply.datasets.contains(name)));
+        jobs.map(|(job, reply)| JobStatus {
+            job: reply.job,
+            attempt: reply.attempt,
+            name: reply.name,
+            user: reply.user,
+            state: reply.state,
+            datasets: reply.datasets,
+            nodes: reply.nodes,
+            absent_nodes: reply.absent_nodes,
+            asked_bytes: reply.asked_bytes,
+            bytes: JobBytes {
+                cache: reply.cache_bytes,
+                origin: reply.origin_bytes,
+                peer: reply.peer_bytes,
+                shared: reply.shared_bytes,
+            },
+            waited_s: reply.waited_ms as f64 / 1e3,
+            asked_at: timestamp(job.record.asked_unix_s),
+            ended_at: job.record.ended_unix_s.map(timestamp),
+            outcome: reply.outcome,
+        })
+        .collect()
     }
 
     fn stage_statuses(&self, now: Time, wanted: impl Fn(DatasetId) -> bool) -> Vec<StageStatus> {

@@ -46,6 +46,55 @@ pub struct StageRecord {
     pub priority: u32,
     /// When it was asked for.
     pub created_unix_s: i64,
+    /// Only jobs asked for it: it ends with the last of them.
+    #[serde(default)]
+    pub for_jobs: bool,
+}
+
+/// What a job wants on which nodes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WantRecord {
+    /// `name@version`.
+    pub dataset: DatasetRef,
+    /// Names of the nodes.
+    pub nodes: Vec<String>,
+    /// `Some(R)`: spread over R nodes; `None`: everything everywhere.
+    pub spread: Option<u32>,
+}
+
+/// A job of a batch scheduler as it is remembered.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobRecord {
+    /// Its key: `cluster/number`.
+    pub job: String,
+    /// How often the scheduler ran it before.
+    pub attempt: u32,
+    /// Its name.
+    pub name: String,
+    /// Whose it is.
+    pub user: String,
+    /// No nodes were allocated yet: those of the wants are candidates.
+    pub pending: bool,
+    /// What it wants.
+    pub wants: Vec<WantRecord>,
+    /// When it asked first.
+    pub asked_unix_s: i64,
+    /// When it ended.
+    pub ended_unix_s: Option<i64>,
+    /// From its allocation until all was ready.
+    pub waited_ms: Option<u64>,
+    /// Wanted on all its nodes together.
+    pub asked_bytes: u64,
+    /// Of those, there when it asked.
+    pub cache_bytes: u64,
+    /// Read from the origin for it.
+    pub origin_bytes: u64,
+    /// Received from peers for it.
+    pub peer_bytes: u64,
+    /// Moved for a job that had asked before.
+    pub shared_bytes: u64,
+    /// How it ended, in words.
+    pub outcome: String,
 }
 
 /// One durable change. Several in one [`CatalogStore::commit`] happen together or not at all.
@@ -80,6 +129,10 @@ pub enum Change {
     PutStage(StageRecord),
     /// A stage is over and forgotten.
     RemoveStage(StageId),
+    /// A job is new or changed.
+    PutJob(Box<JobRecord>),
+    /// A job is forgotten.
+    RemoveJob(String),
     /// A version is (not) pinned on a node.
     Pin {
         /// The version.
@@ -100,6 +153,8 @@ pub struct Loaded {
     pub versions: Vec<(Digest, VersionRecord)>,
     /// All stages, in order of number.
     pub stages: Vec<StageRecord>,
+    /// All jobs that are remembered.
+    pub jobs: Vec<JobRecord>,
     /// Digest and node of all pins.
     pub pins: Vec<(Digest, String)>,
     /// Versions that were removed: an agent that was away then learns it when it comes back.

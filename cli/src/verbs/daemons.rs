@@ -13,6 +13,7 @@ use crate::config::{self, AgentSettings, CoordinatorSettings, DEFAULT_DATA_DIR, 
 use crate::failure::{Failure, Result};
 use crate::logging;
 use crate::signals::{shutdown_token, tie_to_parent};
+use crate::systemd::{self, Probe};
 use crate::verbs::s3_server::write_ready;
 
 /// Runs a coordinator.
@@ -26,7 +27,9 @@ pub async fn coordinator(daemon: Daemon<CoordinatorSettings>) -> Result<()> {
     let (tell, told) = oneshot::channel::<Bound>();
     let announce = async {
         // Without an address it did not start: its own error says why.
-        let (Ok(bound), Some(path)) = (told.await, ready_file) else { return Ok(()) };
+        let Ok(bound) = told.await else { return Ok(()) };
+        tokio::spawn(systemd::tell(Probe::Http(bound.http), shutdown.clone()));
+        let Some(path) = ready_file else { return Ok(()) };
         let ready = json!({"role": "coordinator", "grpc": bound.grpc.to_string(), "http": bound.http.to_string()});
         write_ready(&path, &ready)
     };
@@ -50,6 +53,8 @@ pub async fn agent(daemon: Daemon<AgentSettings>) -> Result<()> {
     let config = agent_config(settings)?;
     logging::init(&daemon.log, daemon.log_format)?;
     let shutdown = shutdown_token()?;
+    let socket = config.socket.clone().unwrap_or_else(|| config.data_dir.join("agent.sock"));
+    tokio::spawn(systemd::tell(Probe::Socket(socket), shutdown.clone()));
     millstream_agent::run(config, shutdown).await.map_err(|e| stopped("agent", &e))
 }
 

@@ -14,6 +14,7 @@ use crate::verbs::wait;
 pub async fn run(args: StageArgs) -> Result<()> {
     check_selector(&args.dataset)?;
     check_placement(&args.placement)?;
+    wait::check_nodes(&args.nodes)?;
     let session = Session::new(&args.client)?;
     let nodes = wait::node_names(&session, &args.nodes).await;
     let reply = session

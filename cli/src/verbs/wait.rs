@@ -19,6 +19,7 @@ use crate::verbs::dataset::check_selector;
 /// Waits.
 pub async fn run(args: WaitArgs) -> Result<()> {
     check_selector(&args.dataset)?;
+    check_nodes(&args.nodes)?;
     let session = Session::new(&args.client)?;
     let timeout = args.timeout.map(|t| t.0);
     if args.nodes == "self"
@@ -78,6 +79,10 @@ async fn at_agent(session: &Session, socket: &std::path::Path, dataset: &str, ti
 
 /// What `--nodes self` means to a coordinator.
 pub async fn node_names(session: &Session, nodes: &str) -> String {
+    if nodes == "job" {
+        // Checked where the flags were read.
+        return job_nodes().unwrap_or_default();
+    }
     if nodes != "self" {
         return nodes.to_owned();
     }
@@ -88,7 +93,22 @@ pub async fn node_names(session: &Session, nodes: &str) -> String {
     {
         return node.to_owned();
     }
-    host_name()
+    // In a job step, Slurm's name of the node; its agent has the same.
+    std::env::var("SLURMD_NODENAME").unwrap_or_else(|_| host_name())
+}
+
+/// The nodes of the Slurm job that this runs in, as a host list.
+fn job_nodes() -> Option<String> {
+    ["SLURM_JOB_NODELIST", "SLURM_NODELIST"].iter().find_map(|name| std::env::var(name).ok()).filter(|n| !n.is_empty())
+}
+
+/// `--nodes job` needs a job.
+pub fn check_nodes(nodes: &str) -> Result<()> {
+    if nodes == "job" && job_nodes().is_none() {
+        return Err(Failure::usage("--nodes job", "this is not a Slurm job: SLURM_JOB_NODELIST is not set")
+            .next("name the nodes, or write --nodes all"));
+    }
+    Ok(())
 }
 
 /// Waits at the coordinator, through its restarts, and shows progress.

@@ -1,6 +1,6 @@
 //! Answers to questions about the state.
 
-use millstream_types::{Crc64, DatasetId, NodeId, PieceNo, StageId, Time};
+use millstream_types::{AssignmentId, Crc64, DatasetId, NodeId, PieceNo, StageId, Time};
 
 use crate::Core;
 use crate::catalog::{Dataset, Wanted};
@@ -169,6 +169,11 @@ impl Core {
                 .sum()
         };
         stage.nodes.iter().enumerate().map(on).sum()
+    }
+
+    /// The version of an assignment that a node works on.
+    pub fn assigned_dataset(&self, assignment: AssignmentId, node: NodeId) -> Option<DatasetId> {
+        Some(self.flights.get(self.flights.find(assignment, node)?)?.dataset)
     }
 
     /// Shards of a version that failed for good.

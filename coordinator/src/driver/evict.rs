@@ -79,6 +79,8 @@ impl State {
             let node_name = self.nodes.name(node);
             if version.pins.contains(node_name) {
                 out.refused.push(format!("{node_name}: {} is pinned there", out.name));
+            } else if let Some(job) = self.jobs.holder(dataset, node) {
+                out.refused.push(format!("{node_name}: {job} has {} there", out.name));
             } else if self.nodes.get(node).is_some_and(|n| n.session.is_none()) {
                 out.refused.push(format!("{node_name}: its agent is not connected"));
             } else if holds(node) || self.attached(node, dataset) {

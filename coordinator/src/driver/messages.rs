@@ -50,13 +50,14 @@ impl State {
                 return Ok(());
             }
             Body::Inventory(inventory) => return self.take_inventory(now, node, inventory),
-            Body::Done(done) => Event::AssignmentDone {
-                node,
-                assignment: AssignmentId(done.assignment),
-                bytes: done.bytes,
-                elapsed_us: done.elapsed_us,
-                source: self.source("source", done.source.as_ref())?,
-            },
+            Body::Done(done) => {
+                let source = self.source("source", done.source.as_ref())?;
+                let assignment = AssignmentId(done.assignment);
+                if let Some(dataset) = self.core.assigned_dataset(assignment, node) {
+                    self.jobs.moved(dataset, node, done.bytes, source);
+                }
+                Event::AssignmentDone { node, assignment, bytes: done.bytes, elapsed_us: done.elapsed_us, source }
+            }
             Body::Failed(failed) => self.assignment_failed(node, failed)?,
             Body::Checksums(checksums) => self.pieces_read(node, &checksums)?,
             Body::Sealed(sealed) => {
@@ -64,6 +65,7 @@ impl State {
                 let runs = sealed.shards.unwrap_or_default();
                 let shards = convert::runs_within(&runs, manifest.layout().shards())?;
                 self.watchers.touch(dataset);
+                self.jobs.touch(dataset);
                 Event::ShardsSealed { node, dataset, shards }
             }
             Body::Lost(lost) => {
@@ -151,6 +153,7 @@ impl State {
             self.core.handle_event(now, event);
         }
         self.watchers.touch(dataset);
+        self.jobs.touch(dataset);
         let event = Event::Inventory { node, dataset, pieces, sealed };
         self.core.handle_event(now, event);
         Ok(())

@@ -173,6 +173,7 @@ impl State {
             removed.push(name.to_string());
             changes.push(Change::RemoveVersion { digest, name });
             self.watchers.dataset_removed(id);
+            self.jobs.dataset_removed(id);
         }
         Ok(Answer { reply: v1::RemoveDatasetReply { removed }, durable: Some(self.store.commit(changes)) })
     }

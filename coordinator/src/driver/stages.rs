@@ -13,6 +13,22 @@ use crate::failure::{RequestError, named};
 use crate::limits::{PRIORITY_MAX, STAGES_MAX};
 use crate::store::{Change, StageRecord};
 
+/// What a stage is to bring, and for whom.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Wish {
+    pub(super) dataset: DatasetId,
+    pub(super) spread: Option<u32>,
+    pub(super) priority: u32,
+    pub(super) for_job: bool,
+}
+
+pub(super) fn spread_of(placement: Placement) -> Option<u32> {
+    match placement {
+        Placement::Replicate => None,
+        Placement::Spread(r) => Some(r),
+    }
+}
+
 impl State {
     /// The nodes that `all` or a host list means, by name. `all`: those connected now.
     pub(crate) fn select_nodes(&self, text: &str) -> Asked<Vec<NodeId>> {
@@ -54,8 +70,7 @@ impl State {
     /// Asks for a version on nodes; joins an identical stage that is running.
     pub(crate) fn stage(&mut self, now: Time, request: &v1::StageRequest) -> Asked<Answer<v1::StageReply>> {
         let version = self.select(&request.dataset)?;
-        let (dataset, digest) = (version.id, version.manifest.digest());
-        let name = version.record.name.to_string();
+        let (dataset, name) = (version.id, version.record.name.to_string());
         let nodes = self.select_nodes(&request.nodes)?;
         let placement = parse_placement(&request.placement, nodes.len())?;
         if request.priority > PRIORITY_MAX {
@@ -64,48 +79,87 @@ impl State {
                 reason: format!("{} is over {PRIORITY_MAX}", request.priority),
             });
         }
-        let spread = match placement {
-            Placement::Replicate => None,
-            Placement::Spread(r) => Some(r),
-        };
+        let wish = Wish { dataset, spread: spread_of(placement), priority: request.priority, for_job: false };
+        let mut changes = Vec::new();
+        let (stage, joined_existing) = self.stage_on(now, wish, &nodes, &mut changes)?;
+        let reply = v1::StageReply { stage: stage.0, dataset: name, nodes: self.names(&nodes), joined_existing };
+        let durable = (!changes.is_empty()).then(|| self.store.commit(changes));
+        Ok(Answer { reply, durable })
+    }
+
+    /// Stages a version on nodes, or joins the stage that does the same. The flag: joined.
+    pub(super) fn stage_on(
+        &mut self,
+        now: Time,
+        wish: Wish,
+        nodes: &[NodeId],
+        changes: &mut Vec<Change>,
+    ) -> Asked<(StageId, bool)> {
+        let Wish { dataset, spread, mut priority, mut for_job } = wish;
         let same = |s: &&Stage| s.dataset == dataset && s.nodes == nodes && s.record.spread == spread;
         let old = self.stages.values().find(same).cloned();
-        let mut reply =
-            v1::StageReply { stage: 0, dataset: name.clone(), nodes: self.names(&nodes), joined_existing: false };
-        let mut changes = Vec::new();
         if let Some(old) = old {
             let id = StageId(old.record.id);
             let running = self.core.stage(id, now).is_some_and(|s| s.state == "running");
-            if running && old.record.priority == request.priority {
-                reply.stage = id.0;
-                reply.joined_existing = true;
-                return Ok(Answer { reply, durable: None });
+            // A job does not slow down what others want sooner.
+            priority = if for_job { priority.max(old.record.priority) } else { priority };
+            if running && old.record.priority == priority {
+                if old.record.for_jobs && !for_job {
+                    let record = StageRecord { for_jobs: false, ..old.record };
+                    changes.push(Change::PutStage(record.clone()));
+                    self.stages.insert(id, Stage { record, ..old });
+                }
+                return Ok((id, true));
             }
             // Finished (it is looked at anew), or of another priority: the new one takes its place.
+            for_job &= old.record.for_jobs;
             self.stages.remove(&id);
             self.event(now, Event::StageCancelled { stage: id });
             changes.push(Change::RemoveStage(id));
         }
-        self.make_room_for_stage(now, &mut changes)?;
+        self.make_room_for_stage(now, changes)?;
+        let version = self.datasets.get(dataset);
+        let digest = version.map(|v| v.manifest.digest().to_string()).unwrap_or_default();
         let record = StageRecord {
             id: self.next_stage,
-            digest: digest.to_string(),
-            nodes: reply.nodes.clone(),
+            digest,
+            nodes: self.names(nodes),
             spread,
-            priority: request.priority,
+            priority,
             created_unix_s: unix_s(),
+            for_jobs: for_job,
         };
         self.next_stage += 1;
-        reply.stage = record.id;
-        let what = format!("stage {} of {name} on {} nodes", record.id, nodes.len());
+        let stage = StageId(record.id);
+        let what = format!("stage {stage} of {} on {} nodes", self.dataset_name(dataset), nodes.len());
         tracing::info!("{what}");
         changes.push(Change::PutStage(record.clone()));
         changes.push(Change::Audit(audit_line(&what)));
-        for &node in &nodes {
+        for &node in nodes {
             self.refusals.remove(&(dataset, node));
         }
-        self.restore_stage(now, record, dataset, nodes);
-        Ok(Answer { reply, durable: Some(self.store.commit(changes)) })
+        self.restore_stage(now, record, dataset, nodes.to_vec());
+        Ok((stage, false))
+    }
+
+    /// Ends the stage of jobs that does this, where there is one; what was fetched stays.
+    pub(super) fn unstage(
+        &mut self,
+        now: Time,
+        dataset: DatasetId,
+        nodes: &[NodeId],
+        spread: Option<u32>,
+        changes: &mut Vec<Change>,
+    ) {
+        let same =
+            |s: &&Stage| s.dataset == dataset && s.nodes == nodes && s.record.spread == spread && s.record.for_jobs;
+        let Some(id) = self.stages.values().find(same).map(|s| StageId(s.record.id)) else {
+            return;
+        };
+        self.stages.remove(&id);
+        self.event(now, Event::StageCancelled { stage: id });
+        self.watchers.touch(dataset);
+        changes.push(Change::RemoveStage(id));
     }
 
     fn make_room_for_stage(&mut self, now: Time, changes: &mut Vec<Change>) -> Asked<()> {
@@ -173,7 +227,7 @@ impl State {
     }
 }
 
-fn parse_placement(text: &str, nodes: usize) -> Asked<Placement> {
+pub(super) fn parse_placement(text: &str, nodes: usize) -> Asked<Placement> {
     let usage = |reason: String| RequestError::Usage { field: "placement", reason };
     match text {
         "" | "replicate" => return Ok(Placement::Replicate),

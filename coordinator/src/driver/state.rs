@@ -14,6 +14,7 @@ use super::Input;
 use super::watch::Watchers;
 use crate::datasets::Datasets;
 use crate::failure::ExitCode;
+use crate::jobs::Jobs;
 use crate::limits::NOTICES_MAX;
 use crate::nodes::{Hello, Nodes, Refusal, SessionId};
 use crate::register::Unusable;
@@ -67,6 +68,8 @@ pub(crate) struct State {
     pub(crate) removed: HashMap<Digest, DatasetRef>,
     pub(crate) stages: BTreeMap<StageId, Stage>,
     pub(crate) next_stage: u64,
+    /// Jobs of batch schedulers.
+    pub(crate) jobs: Jobs,
     /// Why nodes cannot take versions.
     pub(crate) refusals: BTreeMap<(DatasetId, NodeId), (ExitCode, String)>,
     pub(crate) store: StoreHandle,
@@ -88,6 +91,7 @@ impl State {
             removed: HashMap::new(),
             stages: BTreeMap::new(),
             next_stage: 1,
+            jobs: Jobs::default(),
             refusals: BTreeMap::new(),
             store,
             watchers: Watchers::default(),

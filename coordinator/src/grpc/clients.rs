@@ -115,6 +115,24 @@ impl ClientService for Clients {
         Ok(Response::new(Box::pin(ReceiverStream::new(steps))))
     }
 
+    async fn open_job(&self, request: Request<v1::OpenJobRequest>) -> Result<Response<v1::JobReply>, Status> {
+        let request = request.into_inner();
+        let answer = self.driver.call(move |state, now| state.open_job(now, &request));
+        Ok(Response::new(answer.await??.settle().await?))
+    }
+
+    async fn close_job(&self, request: Request<v1::CloseJobRequest>) -> Result<Response<v1::JobReply>, Status> {
+        let request = request.into_inner();
+        let answer = self.driver.call(move |state, now| state.close_job(now, &request));
+        Ok(Response::new(answer.await??.settle().await?))
+    }
+
+    async fn show_job(&self, request: Request<v1::ShowJobRequest>) -> Result<Response<v1::JobReply>, Status> {
+        let job = request.into_inner().job;
+        let reply = self.driver.call(move |state, now| state.show_job(now, &job)).await??;
+        Ok(Response::new(reply))
+    }
+
     async fn status(&self, request: Request<v1::StatusRequest>) -> Result<Response<v1::StatusReply>, Status> {
         let dataset = request.into_inner().dataset;
         let document = self.driver.call(move |state, now| state.status(now, &dataset)).await??;

@@ -9,10 +9,11 @@ use millstream_types::Time;
 
 use crate::driver::State;
 use crate::driver::state::ShellCounters;
+use crate::jobs::Totals;
 use crate::nodes::Moved;
 
 /// Names of all metrics of the coordinator, with help. Mirrored in `docs/metrics.md`.
-pub(crate) const METRICS: [(&str, &str); 18] = [
+pub(crate) const METRICS: [(&str, &str); 22] = [
     ("millstream_build_info", "Constant 1; the version is a label."),
     ("millstream_nodes", "Nodes by state."),
     ("millstream_assignments_total", "Assignments handed out."),
@@ -30,6 +31,10 @@ pub(crate) const METRICS: [(&str, &str); 18] = [
     ("millstream_datasets", "Versions in the catalog."),
     ("millstream_stages", "Stages by state."),
     ("millstream_indexes_unused_total", "Indexes beside data that a registration left aside, by reason."),
+    ("millstream_jobs", "Jobs of batch schedulers that are remembered, by state."),
+    ("millstream_job_bytes_total", "Bytes that jobs got, by where they came from."),
+    ("millstream_job_waits_total", "Jobs whose data became ready on all their nodes."),
+    ("millstream_job_wait_seconds_total", "Seconds that those jobs waited after they were allocated."),
     ("millstream_coordinator_dropped_total", "What the coordinator refused or ended, by kind."),
 ];
 
@@ -37,6 +42,8 @@ pub(crate) const METRICS: [(&str, &str); 18] = [
 pub(crate) struct Sample {
     nodes: BTreeMap<&'static str, u32>,
     stages: BTreeMap<&'static str, u32>,
+    jobs: BTreeMap<&'static str, u32>,
+    job_totals: Totals,
     datasets: usize,
     core: Counters,
     shell: ShellCounters,
@@ -54,6 +61,10 @@ impl Sample {
         for view in state.core.stages(now) {
             *stages.entry(view.state).or_default() += 1;
         }
+        let mut jobs = BTreeMap::from([("pending", 0), ("staging", 0), ("ready", 0), ("ended", 0)]);
+        for job in state.jobs.iter() {
+            *jobs.entry(job.state()).or_default() += 1;
+        }
         let mut moved = Moved::default();
         let mut fallbacks = BTreeMap::new();
         for node in state.nodes.iter() {
@@ -66,6 +77,8 @@ impl Sample {
         Sample {
             nodes,
             stages,
+            jobs,
+            job_totals: state.jobs.totals,
             datasets: state.datasets.len(),
             core: state.core.counters(),
             shell: state.counters,
@@ -99,6 +112,21 @@ impl Sample {
         for (&state, &count) in &self.stages {
             gauge!("millstream_stages", "state" => state).set(count);
         }
+        for (&state, &count) in &self.jobs {
+            gauge!("millstream_jobs", "state" => state).set(count);
+        }
+        let jobs = &self.job_totals;
+        let sources = [
+            ("cache", jobs.cache_bytes),
+            ("origin", jobs.origin_bytes),
+            ("peer", jobs.peer_bytes),
+            ("shared", jobs.shared_bytes),
+        ];
+        for (source, bytes) in sources {
+            counter!("millstream_job_bytes_total", "source" => source).absolute(bytes);
+        }
+        counter!("millstream_job_waits_total").absolute(jobs.ready);
+        counter!("millstream_job_wait_seconds_total").absolute(jobs.waited_ms / 1_000);
         gauge!("millstream_datasets").set(self.datasets as f64);
         let core = &self.core;
         counter!("millstream_assignments_total").absolute(core.assignments);

@@ -11,7 +11,9 @@ use redb::{
     Database, DatabaseError, ReadableDatabase, ReadableTable, ReadableTableMetadata, TableDefinition, WriteTransaction,
 };
 
-use super::{CatalogStore, Change, ChecksumRow, KnownChecksums, Loaded, StageRecord, StoreError, VersionRecord};
+use super::{
+    CatalogStore, Change, ChecksumRow, JobRecord, KnownChecksums, Loaded, StageRecord, StoreError, VersionRecord,
+};
 use crate::limits::{AUDIT_LINES_MAX, STORE_CACHE_BYTES};
 
 /// Name of the file in the state directory.
@@ -25,6 +27,7 @@ const VERSIONS: TableDefinition<'_, Bytes, Bytes> = TableDefinition::new("versio
 const MANIFESTS: TableDefinition<'_, Bytes, Bytes> = TableDefinition::new("manifests");
 const CHECKSUMS: TableDefinition<'_, (Bytes, u32), Bytes> = TableDefinition::new("checksums");
 const STAGES: TableDefinition<'_, u64, Bytes> = TableDefinition::new("stages");
+const JOBS: TableDefinition<'_, &str, Bytes> = TableDefinition::new("jobs");
 const PINS: TableDefinition<'_, (Bytes, &str), ()> = TableDefinition::new("pins");
 const REMOVED: TableDefinition<'_, Bytes, &str> = TableDefinition::new("removed");
 const AUDIT: TableDefinition<'_, u64, &str> = TableDefinition::new("audit");
@@ -76,6 +79,7 @@ impl EmbeddedStore {
             tx.open_table(MANIFESTS)?;
             tx.open_table(CHECKSUMS)?;
             tx.open_table(STAGES)?;
+            tx.open_table(JOBS)?;
             tx.open_table(PINS)?;
             tx.open_table(REMOVED)?;
             tx.open_table(AUDIT)?;
@@ -114,6 +118,17 @@ impl EmbeddedStore {
 
     fn damaged(&self, detail: impl Into<String>) -> StoreError {
         StoreError::Damaged { path: self.path.clone(), detail: detail.into() }
+    }
+
+    fn load_jobs(&self) -> Result<Vec<JobRecord>, StoreError> {
+        let rows: Vec<Vec<u8>> = self.read(|tx| {
+            let mut rows = Vec::new();
+            for row in tx.open_table(JOBS)?.iter()? {
+                rows.push(row?.1.value().to_vec());
+            }
+            Ok(rows)
+        })?;
+        rows.iter().map(|row| self.json("a job", row)).collect()
     }
 
     fn digest(&self, bytes: &[u8]) -> Result<Digest, StoreError> {
@@ -174,6 +189,12 @@ fn apply(tx: &WriteTransaction, change: &Change) -> Result<(), redb::Error> {
         }
         Change::RemoveStage(id) => {
             tx.open_table(STAGES)?.remove(id.0)?;
+        }
+        Change::PutJob(job) => {
+            tx.open_table(JOBS)?.insert(job.job.as_str(), &json(job)?[..])?;
+        }
+        Change::RemoveJob(job) => {
+            tx.open_table(JOBS)?.remove(job.as_str())?;
         }
         Change::Pin { digest, node, pinned } => {
             let mut table = tx.open_table(PINS)?;
@@ -241,6 +262,7 @@ impl CatalogStore for EmbeddedStore {
             let name = name.parse().map_err(|e| self.damaged(format!("a removed version: {e}")))?;
             loaded.removed.push((self.digest(&digest)?, name));
         }
+        loaded.jobs = self.load_jobs()?;
         Ok(loaded)
     }
 

@@ -31,6 +31,7 @@ fn stage(id: u64) -> StageRecord {
         spread: Some(2),
         priority: 3,
         created_unix_s: 4,
+        for_jobs: false,
     }
 }
 
