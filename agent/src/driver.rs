@@ -26,7 +26,7 @@ use crate::local::{LocalState, LocalVersion};
 use crate::piece::{Unverified, Verified};
 use crate::storage::{SealError, Store, WriteError};
 use crate::table::PieceTable;
-use crate::transport::Transport;
+use crate::transport::{Carrier, Transport};
 
 mod care;
 mod carry;
@@ -132,6 +132,8 @@ pub(crate) struct Driver {
     /// Shards whose bytes are being removed, and writes of new bytes that wait for that.
     discarding: BTreeMap<(DatasetId, ShardNo), Vec<PieceToWrite>>,
     evict_answers: HashMap<DatasetId, oneshot::Sender<Result<u64, String>>>,
+    /// The carrier of the bytes that were rejected last; the report of the failure follows at once.
+    rejected_by: Option<Carrier>,
     rates: Rates,
 }
 
@@ -161,6 +163,7 @@ impl Driver {
             fetches: HashMap::new(),
             discarding: BTreeMap::new(),
             evict_answers: HashMap::new(),
+            rejected_by: None,
             rates: Rates::default(),
         }
     }

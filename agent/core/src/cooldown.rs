@@ -63,6 +63,13 @@ impl Cooldowns {
         failure.until = Time(now.0 + wait);
     }
 
+    /// Who was told to go has gone away without a result: another may go at once.
+    pub fn retry(&mut self, subject: &str, now: Time) {
+        if let Some(failure) = self.failed.get_mut(subject) {
+            failure.until = now;
+        }
+    }
+
     /// It worked: whatever was is forgotten. True when there was something.
     pub fn worked(&mut self, subject: &str) -> bool {
         self.failed.remove(subject).is_some()

@@ -462,6 +462,12 @@ impl<T: Target, S: Source> Queue<T, S> {
         Ok(on_done)
     }
 
+    /// Can these bytes be written from where they are?
+    pub fn is_registered(&self, bytes: &[u8]) -> bool {
+        let at = NonNull::new(bytes.as_ptr().cast_mut());
+        at.is_some_and(|at| self.core.shared.region(at, bytes.len()).is_some())
+    }
+
     /// Waits until the queue pair is gone, and says why.
     pub async fn broken(&self) -> Fault {
         let mut broken = self.core.broken.subscribe();
