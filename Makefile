@@ -10,7 +10,8 @@ NEXTEST_PROFILE ?= default
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 RESULTS := benches/results
 
-.PHONY: help demo test test-fast test-slurm test-deploy build fmt lint fmt-check clippy unit doc-test scripts-check deny bench bench-cluster \
+.PHONY: help demo test test-fast test-rdma test-slurm test-deploy build-deps build fmt lint fmt-check clippy unit doc-test \
+        scripts-check deny bench bench-cluster \
         bench-single bench-sim bench-transport release clean-results
 
 help: ## this list
@@ -19,9 +20,9 @@ help: ## this list
 demo: ## a cluster on this machine with real data, and a training run on it (DEMO_EXIT=1 stops by itself)
 	@DEMO_EXIT=$(DEMO_EXIT) scripts/demo
 
-test: test-slurm test-deploy fmt-check scripts-check clippy doc-test unit ## everything; the last lines are the count of tests
+test: test-fast test-slurm test-deploy test-rdma ## everything; the last lines are the count of tests
 
-test-fast: fmt-check scripts-check clippy doc-test unit ## as `test`, without what needs a browser, Slurm or a virtual machine
+test-fast: fmt-check scripts-check clippy doc-test unit ## without the lanes that need a browser, Slurm or a virtual machine
 
 test-slurm: ## jobs on a real slurmctld with three slurmd on this machine (root)
 	scripts/apt-install munge python3 slurm-client slurm-wlm-basic-plugins slurmctld slurmd
@@ -36,10 +37,16 @@ test-deploy: ## units, packages in a chroot, alert rules, dashboard, chart (root
 	deploy/debian/build $(TARGET)/debug $(TARGET)/debs
 	deploy/test/packages $(TARGET)/debs
 
-build: ## the binary, dev profile: target/debug/millstream
+test-rdma: build-deps ## RDMA over soft-RoCE, in virtual machines (software emulation, about 6 minutes)
+	scripts/test-rdma
+
+build-deps: # what the verbs wall needs to build; nothing of it is needed to run
+	@scripts/apt-install libibverbs-dev librdmacm-dev libclang-dev pkg-config
+
+build: build-deps ## the binary, dev profile: target/debug/millstream
 	$(CARGO) build -p millstream
 
-release: ## the binary, release profile: target/release/millstream
+release: build-deps ## the binary, release profile: target/release/millstream
 	$(CARGO) build --release -p millstream
 
 fmt: ## format the code
@@ -50,18 +57,19 @@ lint: fmt-check scripts-check clippy ## format, scripts and clippy
 fmt-check:
 	$(CARGO) fmt --all -- --check
 
-clippy:
+clippy: build-deps
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+	$(CARGO) clippy --locked -p millstream-rdma --test soft_roce -p millstream-agent --test rdma_carrier -p millstream --test rdma -- -D warnings
 
 scripts-check:
-	@for f in scripts/demo scripts/apt-install scripts/python-env .ci/run benches/macro/*.sh; do bash -n "$$f"; done
+	@for f in scripts/demo scripts/apt-install scripts/python-env scripts/rdma-vm scripts/rdma-guest scripts/test-rdma .ci/run benches/macro/*.sh; do bash -n "$$f"; done
 	@python3 -c 'import ast, pathlib, sys; [ast.parse(pathlib.Path(p).read_text(), p) for p in sys.argv[1:]]' \
 	    scripts/*.py benches/macro/*.py deploy/slurm/test/*.py deploy/test/*.py deploy/grafana/*.py
 
-unit: ## unit, property, simulation and integration tests
+unit: build-deps ## unit, property, simulation and integration tests
 	$(CARGO) nextest run --workspace --locked --profile $(NEXTEST_PROFILE)
 
-doc-test:
+doc-test: build-deps
 	$(CARGO) test --workspace --locked --doc --quiet
 
 deny: ## licences, advisories and duplicates (needs cargo-deny; compiles for minutes where it is not installed)

@@ -465,5 +465,8 @@ impl fmt::Debug for SharedSlot {
     }
 }
 
+#[cfg(feature = "rdma")]
+pub mod rdma;
+
 #[cfg(test)]
 mod tests;

@@ -16,6 +16,18 @@ pub enum IoMode {
     Blocking,
 }
 
+/// Whether pieces may travel over RDMA.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum RdmaMode {
+    /// With every device that works.
+    #[default]
+    Auto,
+    /// No.
+    Off,
+    /// With this device.
+    Device(String),
+}
+
 /// Everything an agent needs to know before it starts.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -39,6 +51,8 @@ pub struct Config {
     pub buffer_bytes: u64,
     /// Storage engine.
     pub io: IoMode,
+    /// RDMA.
+    pub rdma: RdmaMode,
     /// `rack=…` and whatever else the site wants to see.
     pub labels: BTreeMap<String, String>,
     /// TCP connections per peer, at most.
@@ -67,6 +81,7 @@ impl Config {
             capacity_bytes: None,
             buffer_bytes: 2 << 30,
             io: IoMode::Auto,
+            rdma: RdmaMode::Auto,
             labels: BTreeMap::new(),
             connections_per_peer: 2,
             origin_concurrency: 8,

@@ -44,6 +44,10 @@ pub struct Counters {
     pub sent_tcp: Count,
     /// Piece bytes sent to peers over RDMA.
     pub sent_rdma: Count,
+    /// RDMA devices that can be used now.
+    pub rdma_devices: Count,
+    /// Bytes that were copied in memory to be sent over RDMA.
+    pub rdma_copied: Count,
     /// Pieces that matched the manifest.
     pub verified_pieces: Count,
     /// Bytes in sealed shards.
@@ -71,6 +75,8 @@ impl Default for Counters {
             received_rdma: Count::default(),
             sent_tcp: Count::default(),
             sent_rdma: Count::default(),
+            rdma_devices: Count::default(),
+            rdma_copied: Count::default(),
             verified_pieces: Count::default(),
             used_bytes: Count::default(),
             pinned_bytes: Count::default(),
@@ -180,6 +186,8 @@ impl Counters {
         for (state, count) in [("ready", &self.shards_ready), ("partial", &self.shards_partial)] {
             gauge!("millstream_shards", "state" => state).set(count.get() as f64);
         }
+        gauge!("millstream_rdma_devices").set(self.rdma_devices.get() as f64);
+        counter!("millstream_rdma_copied_bytes_total").absolute(self.rdma_copied.get());
         gauge!("millstream_build_info", "version" => env!("CARGO_PKG_VERSION"), "role" => "agent").set(1.0);
     }
 }

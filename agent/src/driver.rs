@@ -26,7 +26,7 @@ use crate::local::{LocalState, LocalVersion};
 use crate::piece::{Unverified, Verified};
 use crate::storage::{SealError, Store, WriteError};
 use crate::table::PieceTable;
-use crate::transport::Transport;
+use crate::transport::{Carrier, Transport};
 
 mod care;
 mod carry;
@@ -129,6 +129,8 @@ pub(crate) struct Driver {
     fetches: HashMap<FetchId, oneshot::Sender<()>>,
     /// Shards whose bytes are being removed, and writes of new bytes that wait for that.
     discarding: BTreeMap<(DatasetId, ShardNo), Vec<PieceToWrite>>,
+    /// The carrier of the bytes that were rejected last; the report of the failure follows at once.
+    rejected_by: Option<Carrier>,
     rates: Rates,
 }
 
@@ -157,6 +159,7 @@ impl Driver {
             held: HashMap::new(),
             fetches: HashMap::new(),
             discarding: BTreeMap::new(),
+            rejected_by: None,
             rates: Rates::default(),
         }
     }

@@ -112,6 +112,19 @@ pub const WARM_PROBE_BYTES: usize = 256 * 1024;
 pub const WARM_READ_BYTES: usize = 256 * 1024;
 /// Buffers of a source that spoils pieces on purpose: as many as one connection may hold, a few times.
 pub const FAULTY_ARENA_BYTES: u64 = 64 << 20;
+/// Buffers of the serving side for pieces that are read from disk to be sent over RDMA: a few of the largest pieces
+/// for each of a few peers. Apart from the arena, and registered with it.
+pub const RDMA_SERVE_BYTES: u64 = 64 << 20;
+/// Pieces written at once on one queue pair: with 1 MiB segments the queue never runs dry, and one slow peer does not
+/// hold the arena.
+pub const RDMA_WRITES_MAX: usize = 4;
+/// How long a peer may take to confirm that it will not write to a slot it was asked to leave alone. After that the
+/// queue pair is destroyed, which is certain, and costs what else is in flight on it.
+pub const RDMA_CANCEL_GRACE: Duration = Duration::from_secs(2);
+/// Requests that waited for an attempt to set up a queue pair do not repeat it within this time.
+pub const RDMA_SETUP_RETRY: Duration = Duration::from_millis(500);
+/// How often devices are looked for that came, went or may be tried again.
+pub const RAIL_LOOK_PERIOD: Duration = Duration::from_millis(500);
 /// Reads and writes at once on blocking threads: more do not make a disk faster, and threads cost memory.
 pub const BLOCKING_JOBS_MAX: usize = 8;
 /// Reads and writes at once in the ring: 2 to 8 saturate a disk; more only serve many small pieces.

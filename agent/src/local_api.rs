@@ -39,6 +39,8 @@ pub(crate) struct LocalApi {
     pub counters: Arc<Counters>,
     pub link: CoordinatorLink,
     pub inputs: Inputs,
+    /// How pieces travel.
+    pub transport: Arc<crate::transport::select::SelectTransport>,
 }
 
 #[derive(Deserialize)]
@@ -211,6 +213,7 @@ impl LocalApi {
                      "pinned_bytes": usage.pinned_bytes, "partial_bytes": usage.partial_bytes},
             "received_bytes": {"origin": c.received_origin.get(), "tcp": c.received_tcp.get(), "rdma": c.received_rdma.get()},
             "sent_bytes": {"tcp": c.sent_tcp.get(), "rdma": c.sent_rdma.get()},
+            "transport": self.transport.describe(),
             "coordinator": self.link.channel().is_some(),
             "last_errors": c.last_errors(),
             "datasets": datasets,

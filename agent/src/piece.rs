@@ -12,6 +12,7 @@ use millstream_types::Crc64;
 
 use crate::buffers::{SharedSlot, Slot};
 use crate::limits::IO_ALIGN;
+use crate::transport::Carrier;
 
 /// Bytes that are not what the manifest says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -29,6 +30,7 @@ pub struct Unverified {
     slot: Slot,
     len: u32,
     crc: Crc64,
+    carrier: Carrier,
 }
 
 impl Unverified {
@@ -37,7 +39,7 @@ impl Unverified {
     /// Panics when the slot is shorter than `len`.
     pub fn new(slot: Slot, len: u32, crc: Crc64) -> Unverified {
         assert!(len as usize <= slot.capacity(), "{len} bytes in {slot:?}");
-        Unverified { slot, len, crc }
+        Unverified { slot, len, crc, carrier: Carrier::Tcp }
     }
 
     /// Sums `len` bytes at the start of `slot`.
@@ -45,7 +47,17 @@ impl Unverified {
     /// Panics when the slot is shorter than `len`.
     pub fn sum(slot: Slot, len: u32) -> Unverified {
         let crc = Crc64::of(&slot[..len as usize]);
-        Unverified { slot, len, crc }
+        Unverified { slot, len, crc, carrier: Carrier::Tcp }
+    }
+
+    /// Says that it came by another carrier than TCP.
+    pub fn by(self, carrier: Carrier) -> Unverified {
+        Unverified { carrier, ..self }
+    }
+
+    /// How it came, if it came from a peer.
+    pub fn carrier(&self) -> Carrier {
+        self.carrier
     }
 
     /// Length in bytes.

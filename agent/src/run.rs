@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
+use millstream_agent_core::wire::Features;
 use millstream_agent_core::{AgentConfig, AgentCore};
 use millstream_proto::v1;
 use tokio::net::{TcpListener, UnixListener, UnixStream};
@@ -15,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::buffers::Arena;
-use crate::config::{Config, IoMode};
+use crate::config::{Config, IoMode, RdmaMode};
 use crate::control::{CoordinatorLink, MakeHello, keep_session};
 use crate::counters::Counters;
 use crate::driver::{Driver, Parts};
@@ -26,7 +27,8 @@ use crate::storage::{Store, StoreConfig, io};
 use crate::table::PieceTable;
 use crate::transport::PieceSource;
 use crate::transport::faulty::FaultySource;
-use crate::transport::tcp::{ServerConfig, TcpConfig, TcpTransport};
+use crate::transport::select::SelectTransport;
+use crate::transport::tcp::{ServerConfig, Takeover, TcpConfig, TcpTransport};
 use crate::{http, transport, verify};
 
 /// Makes an agent misbehave towards its peers, for tests of real clusters: see [`FaultySource`].
@@ -65,11 +67,16 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
 
     let mut tcp = TcpConfig::new(&config.node);
     tcp.connections_per_peer = config.connections_per_peer;
+    let peers_down = CancellationToken::new();
+    let rdma = start_rdma(&config, &arena, &peers_down).await?;
+    let takeover = rdma.clone().map(as_takeover);
+    let transport = SelectTransport::new(TcpTransport::new(tcp), rdma, arena.clone(), counters.clone());
+    let transport = Arc::new(transport);
     let parts = Parts {
         store: store.clone(),
         arena: arena.clone(),
         table: table.clone(),
-        transport: Arc::new(TcpTransport::new(tcp)),
+        transport: transport.clone(),
         local: local.clone(),
         counters: counters.clone(),
         link: link.clone(),
@@ -86,8 +93,8 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     let mut driver = Driver::new(parts, core, inputs.clone());
     driver.open_all(store.datasets_on_disk().await.context("cannot read the data directory")?);
 
-    let peers_down = CancellationToken::new();
-    let server_config = ServerConfig::new(&config.node);
+    let mut server_config = ServerConfig::new(&config.node);
+    server_config.takeover = takeover.clone();
     let server_stats = server_config.stats.clone();
     let source: Arc<dyn PieceSource> = match std::env::var(FAULT_VARIABLE) {
         Ok(script) => {
@@ -97,7 +104,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
         Err(_) => table.clone(),
     };
     let server = tokio::spawn(transport::tcp::serve(bound.peers, source, server_config, peers_down.clone()));
-    tokio::spawn(mirror_sent(counters.clone(), server_stats, shutdown.clone()));
+    tokio::spawn(mirror_sent(counters.clone(), server_stats, transport.clone(), shutdown.clone()));
     if let Some(listener) = bound.http {
         tokio::spawn(http::serve(listener, counters.clone(), link.clone(), shutdown.clone()));
     }
@@ -109,6 +116,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
         counters: counters.clone(),
         link: link.clone(),
         inputs: inputs.clone(),
+        transport,
     });
     tokio::spawn(local_api::serve(bound.socket, api, shutdown.clone()));
     tokio::spawn(verify::scrub(
@@ -119,7 +127,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
         config.scrub_bytes_per_s,
         shutdown.clone(),
     ));
-    let hello = make_hello(&config, &store, &choice, bound.addresses.clone());
+    let hello = make_hello(&config, &store, &choice, takeover, bound.addresses.clone());
     let sessions_task =
         tokio::spawn(keep_session(config.coordinators.clone(), hello, link, sessions, shutdown.clone()));
     drop(inputs);
@@ -204,7 +212,50 @@ async fn bind_socket(path: &Path) -> anyhow::Result<UnixListener> {
     Ok(listener)
 }
 
-fn make_hello(config: &Arc<Config>, store: &Arc<Store>, choice: &io::IoChoice, bound: Addresses) -> MakeHello {
+#[cfg(feature = "rdma")]
+async fn start_rdma(
+    config: &Config,
+    arena: &Arc<Arena>,
+    shutdown: &CancellationToken,
+) -> anyhow::Result<Option<transport::rdma::Rdma>> {
+    use transport::rdma::{Rdma, RdmaConfig};
+    if config.rdma == RdmaMode::Off {
+        return Ok(None);
+    }
+    let rdma = RdmaConfig::new(&config.node, config.rdma.clone());
+    let rdma = Rdma::start(rdma, arena.clone(), shutdown.clone()).await.context("cannot set up buffers for RDMA")?;
+    Ok(Some(rdma))
+}
+
+#[cfg(feature = "rdma")]
+fn as_takeover(rdma: transport::rdma::Rdma) -> Arc<dyn Takeover> {
+    Arc::new(rdma)
+}
+
+#[cfg(not(feature = "rdma"))]
+fn as_takeover(rdma: std::convert::Infallible) -> Arc<dyn Takeover> {
+    match rdma {}
+}
+
+#[cfg(not(feature = "rdma"))]
+async fn start_rdma(
+    config: &Config,
+    _arena: &Arc<Arena>,
+    _shutdown: &CancellationToken,
+) -> anyhow::Result<Option<std::convert::Infallible>> {
+    match &config.rdma {
+        RdmaMode::Device(name) => bail!("--rdma {name}: this binary was built without RDMA (cargo feature `rdma`)"),
+        RdmaMode::Auto | RdmaMode::Off => Ok(None),
+    }
+}
+
+fn make_hello(
+    config: &Arc<Config>,
+    store: &Arc<Store>,
+    choice: &io::IoChoice,
+    takeover: Option<Arc<dyn Takeover>>,
+    bound: Addresses,
+) -> MakeHello {
     let (config, store, choice) = (config.clone(), store.clone(), choice.clone());
     let boot_id = rand::random();
     Arc::new(move |towards| {
@@ -219,7 +270,7 @@ fn make_hello(config: &Arc<Config>, store: &Arc<Store>, choice: &io::IoChoice, b
             listen: config.advertise.clone().unwrap_or_else(|| reach(bound.peers)),
             http: bound.http.map(reach).unwrap_or_default(),
             labels: config.labels.clone().into_iter().collect(),
-            transports: vec!["tcp".into()],
+            transports: carriers(takeover.as_deref()),
             io: choice.engine.to_string(),
             io_reason: choice.fallback.clone().unwrap_or_default(),
             capacity_bytes: store.usage().capacity_bytes,
@@ -229,12 +280,26 @@ fn make_hello(config: &Arc<Config>, store: &Arc<Store>, choice: &io::IoChoice, b
     })
 }
 
+/// What this node offers now.
+fn carriers(takeover: Option<&dyn Takeover>) -> Vec<String> {
+    match takeover.map(Takeover::features) {
+        Some(features) if features.contains(Features::RDMA) => vec!["rdma".into(), "tcp".into()],
+        _ => vec!["tcp".into()],
+    }
+}
+
 /// The server counts what it sent; the heartbeat and `/metrics` read it here.
-async fn mirror_sent(counters: Arc<Counters>, stats: Arc<transport::tcp::ServerStats>, shutdown: CancellationToken) {
+async fn mirror_sent(
+    counters: Arc<Counters>,
+    stats: Arc<transport::tcp::ServerStats>,
+    transport: Arc<SelectTransport>,
+    shutdown: CancellationToken,
+) {
     let mut tick = tokio::time::interval(Duration::from_millis(200));
     while !shutdown.is_cancelled() {
         tick.tick().await;
         counters.sent_tcp.set(stats.sent_bytes());
+        transport.mirror(&counters);
     }
 }
 

@@ -13,6 +13,9 @@ use crate::buffers::Slot;
 use crate::piece::{Served, Unverified};
 
 pub mod faulty;
+#[cfg(feature = "rdma")]
+pub mod rdma;
+pub mod select;
 pub mod tcp;
 
 /// Which carrier bytes travelled by. The names are those of metrics and status.
@@ -83,10 +86,11 @@ pub enum FetchError {
     Cancelled,
 }
 
-/// Fetches pieces from peers. Implementations: [`tcp::TcpTransport`]; later RDMA; a faulty wrapper in tests.
+/// Fetches pieces from peers. Implementations: [`tcp::TcpTransport`]; [`select::SelectTransport`], which
+/// prefers RDMA; a faulty wrapper in tests.
 #[async_trait]
 pub trait Transport: Send + Sync + fmt::Debug {
-    /// The carrier's name.
+    /// The carrier that is used for bytes that do not say themselves by which they came.
     fn carrier(&self) -> Carrier;
 
     /// Asks `peer` (host:port) for one piece and fills `slot` with exactly `request.len` bytes, summing them while

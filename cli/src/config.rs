@@ -189,7 +189,7 @@ pub struct AgentSettings {
     #[arg(long, env = "MILLSTREAM_BUFFERS", value_name = "SIZE")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub buffers: Option<Size>,
-    /// auto, off, or a device's name; this version has no RDMA: a device is refused [default: auto]
+    /// auto (every device that works), off, or a device's name [default: auto]
     #[arg(long, env = "MILLSTREAM_RDMA", value_name = "auto|off|DEVICE")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rdma: Option<String>,

@@ -6,12 +6,14 @@
 
 mod agent;
 pub mod config;
+pub mod cooldown;
 mod dataset;
 
 pub mod event;
 pub mod limits;
 mod order;
 mod owners;
+pub mod rails;
 pub mod wire;
 
 pub use agent::AgentCore;

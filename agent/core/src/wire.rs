@@ -14,18 +14,32 @@
 //!
 //! ```text
 //! offset size field
-//!      0    1 kind      1 request, 2 data, 3 status, 4 cancel, 5 ping, 6 pong, 7 go away
+//!      0    1 kind      1 request, 2 data, 3 status, 4 cancel, 5 ping, 6 pong, 7 go away, 8 queue pair, 9 write here
 //!      1    1 code      status: StatusCode; every other kind: 0
 //!      2    2 reserved  0
-//!      4    4 len       request, data: length of the piece in bytes; every other kind: 0
-//!      8    8 id        request, data, status, cancel: the request; ping, pong: a number to echo; go away: 0
-//! request only:
+//!      4    4 len       request, data, write here: length of the piece in bytes; every other kind: 0
+//!      8    8 id        request, data, status, cancel, write here: the request; ping, pong: a number to echo;
+//!                       queue pair: its number; go away: 0
+//! request and write here:
 //!     16   32 digest    the version
 //!     48    4 piece
 //!     52    4 deadline  milliseconds that the server may wait for the piece
+//! write here only:
+//!     56    8 address   of the requester's slot
+//!     64    4 key       that lets the server's queue pair write to it
+//!     68    4 tag       immediate value of each write
 //! data only:
 //!     16  len bytes of the piece
+//! queue pair only:
+//!     16   16 gid       the port's address
+//!     32    4 psn       first packet number, 24 bits
+//!     36    2 lid       InfiniBand's local identifier
+//!     38    1 mtu       packet size as a code, 1 to 5
+//!     39    1 link      0 InfiniBand, 1 Ethernet
 //! ```
+//!
+//! Where both hellos offer [`Features::RDMA`], each side sends one queue pair; after that pieces are asked for with
+//! "write here", and an answer with data is no frame: it is the writes. All other answers are statuses as ever.
 //!
 //! Each request gets exactly one answer, data or status, in the order in which pieces become available; that holds
 //! for cancelled ones too, so that a stream never loses its place.
@@ -38,12 +52,16 @@ pub mod hello;
 
 pub use hello::{Features, Hello, Refusal, TokenHash, Version};
 
-/// Bytes of every frame but [`Frame::Request`].
+/// Bytes of every frame that has nothing behind its header.
 pub const HEADER_BYTES: usize = 16;
 /// Bytes of [`Frame::Request`].
 pub const REQUEST_BYTES: usize = 56;
+/// Bytes of [`Frame::QueuePair`].
+pub const QUEUE_PAIR_BYTES: usize = 40;
+/// Bytes of [`Frame::WriteHere`].
+pub const WRITE_HERE_BYTES: usize = 72;
 /// Longest frame, without the piece that follows a data header.
-pub const FRAME_BYTES_MAX: usize = REQUEST_BYTES;
+pub const FRAME_BYTES_MAX: usize = WRITE_HERE_BYTES;
 
 const LEN_MAX: u32 = PIECE_BYTES_MAX as u32;
 
@@ -176,6 +194,51 @@ pub enum Frame {
     },
     /// "Ask me nothing more."
     GoAway,
+    /// "This is my queue pair."
+    QueuePair(QueuePair),
+    /// "Write this piece into my slot."
+    WriteHere {
+        /// Chosen by the requester, unique among its open requests on this connection.
+        id: u64,
+        /// The version.
+        digest: Digest,
+        /// The piece.
+        piece: PieceNo,
+        /// The length that the requester's manifest gives.
+        len: u32,
+        /// How long the server may wait for the piece, in milliseconds.
+        deadline_ms: u32,
+        /// Where.
+        place: RemoteSlot,
+    },
+}
+
+/// One end of a reliable connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct QueuePair {
+    /// Its number, 24 bits.
+    pub number: u32,
+    /// The first packet's number, 24 bits.
+    pub psn: u32,
+    /// The port's address.
+    pub gid: [u8; 16],
+    /// InfiniBand's local identifier.
+    pub lid: u16,
+    /// Packet size: 1 is 256 bytes, 5 is 4096.
+    pub mtu_code: u8,
+    /// InfiniBand, else Ethernet.
+    pub infiniband: bool,
+}
+
+/// A slot that is lent to the peer of one queue pair.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RemoteSlot {
+    /// Its first byte.
+    pub address: u64,
+    /// The key to it.
+    pub key: u32,
+    /// Comes back with each write.
+    pub tag: u32,
 }
 
 const REQUEST: u8 = 1;
@@ -185,6 +248,10 @@ const CANCEL: u8 = 4;
 const PING: u8 = 5;
 const PONG: u8 = 6;
 const GO_AWAY: u8 = 7;
+const QUEUE_PAIR: u8 = 8;
+const WRITE_HERE: u8 = 9;
+/// Queue pair numbers and packet numbers have 24 bits.
+const BITS_24: u32 = 0x00ff_ffff;
 
 impl Frame {
     /// Appends the frame's bytes.
@@ -197,14 +264,29 @@ impl Frame {
             Frame::Ping { nonce } => (PING, 0, 0, nonce),
             Frame::Pong { nonce } => (PONG, 0, 0, nonce),
             Frame::GoAway => (GO_AWAY, 0, 0, 0),
+            Frame::QueuePair(pair) => (QUEUE_PAIR, 0, 0, u64::from(pair.number)),
+            Frame::WriteHere { id, len, .. } => (WRITE_HERE, 0, len, id),
         };
         out.extend_from_slice(&[kind, code, 0, 0]);
         out.extend_from_slice(&len.to_le_bytes());
         out.extend_from_slice(&id.to_le_bytes());
-        if let Frame::Request { digest, piece, deadline_ms, .. } = *self {
+        if let Frame::Request { digest, piece, deadline_ms, .. } | Frame::WriteHere { digest, piece, deadline_ms, .. } =
+            *self
+        {
             out.extend_from_slice(&digest.0);
             out.extend_from_slice(&piece.to_le_bytes());
             out.extend_from_slice(&deadline_ms.to_le_bytes());
+        }
+        if let Frame::WriteHere { place, .. } = *self {
+            out.extend_from_slice(&place.address.to_le_bytes());
+            out.extend_from_slice(&place.key.to_le_bytes());
+            out.extend_from_slice(&place.tag.to_le_bytes());
+        }
+        if let Frame::QueuePair(pair) = *self {
+            out.extend_from_slice(&pair.gid);
+            out.extend_from_slice(&pair.psn.to_le_bytes());
+            out.extend_from_slice(&pair.lid.to_le_bytes());
+            out.extend_from_slice(&[pair.mtu_code, u8::from(!pair.infiniband)]);
         }
     }
 
@@ -214,7 +296,7 @@ impl Frame {
     /// [`WireError`] when the bytes cannot become a frame, as early as that can be said.
     pub fn decode(buf: &mut &[u8]) -> Result<Option<Frame>, WireError> {
         if let Some(&kind) = buf.first()
-            && !(REQUEST..=GO_AWAY).contains(&kind)
+            && !(REQUEST..=WRITE_HERE).contains(&kind)
         {
             return Err(WireError::Kind { kind });
         }
@@ -222,25 +304,53 @@ impl Frame {
             return Ok(None);
         };
         let header = Header::parse(header)?;
-        if header.kind != REQUEST {
-            let frame = header.short_frame()?;
-            *buf = rest;
-            return Ok(Some(frame));
-        }
-        header.check_code_zero()?;
-        let len = header.piece_len()?;
-        let Some((body, rest)) = rest.split_first_chunk::<{ REQUEST_BYTES - HEADER_BYTES }>() else {
-            return Ok(None);
+        let (frame, rest) = match header.kind {
+            REQUEST => {
+                header.check_code_zero()?;
+                let len = header.piece_len()?;
+                let Some((body, rest)) = rest.split_first_chunk::<{ REQUEST_BYTES - HEADER_BYTES }>() else {
+                    return Ok(None);
+                };
+                (header.request(body, len), rest)
+            }
+            QUEUE_PAIR => {
+                header.check_code_zero()?;
+                let number = header.number_24()?;
+                let Some((body, rest)) = rest.split_first_chunk::<{ QUEUE_PAIR_BYTES - HEADER_BYTES }>() else {
+                    return Ok(None);
+                };
+                (Frame::QueuePair(queue_pair(number, body)?), rest)
+            }
+            WRITE_HERE => {
+                header.check_code_zero()?;
+                let len = header.piece_len()?;
+                let Some((body, rest)) = rest.split_first_chunk::<{ WRITE_HERE_BYTES - HEADER_BYTES }>() else {
+                    return Ok(None);
+                };
+                (header.write_here(body, len), rest)
+            }
+            _ => (header.short_frame()?, rest),
         };
         *buf = rest;
-        Ok(Some(Frame::Request {
-            id: header.id,
-            digest: Digest(array(body, 0)),
-            piece: u32::from_le_bytes(array(body, 32)),
-            len,
-            deadline_ms: u32::from_le_bytes(array(body, 36)),
-        }))
+        Ok(Some(frame))
     }
+}
+
+fn queue_pair(number: u32, body: &[u8; QUEUE_PAIR_BYTES - HEADER_BYTES]) -> Result<QueuePair, WireError> {
+    let psn = u32::from_le_bytes(array(body, 16));
+    let (mtu_code, link) = (body[22], body[23]);
+    let wrong = |field| Err(WireError::Reserved { field, kind: QUEUE_PAIR });
+    if psn > BITS_24 {
+        return wrong("upper byte of the psn");
+    }
+    if !(1..=5).contains(&mtu_code) {
+        return Err(WireError::Code { what: "mtu", code: mtu_code });
+    }
+    if link > 1 {
+        return Err(WireError::Code { what: "link", code: link });
+    }
+    let lid = u16::from_le_bytes(array(body, 20));
+    Ok(QueuePair { number, psn, gid: array(body, 0), lid, mtu_code, infiniband: link == 0 })
 }
 
 struct Header {
@@ -263,6 +373,39 @@ impl Header {
 
     fn check_code_zero(&self) -> Result<(), WireError> {
         if self.code == 0 { Ok(()) } else { Err(WireError::Reserved { field: "code", kind: self.kind }) }
+    }
+
+    fn number_24(&self) -> Result<u32, WireError> {
+        if self.len != 0 {
+            return Err(WireError::Reserved { field: "len", kind: self.kind });
+        }
+        let number = u32::try_from(self.id).ok().filter(|n| *n <= BITS_24);
+        number.ok_or(WireError::Reserved { field: "upper part of the id", kind: self.kind })
+    }
+
+    fn request(&self, body: &[u8], len: u32) -> Frame {
+        Frame::Request {
+            id: self.id,
+            digest: Digest(array(body, 0)),
+            piece: u32::from_le_bytes(array(body, 32)),
+            len,
+            deadline_ms: u32::from_le_bytes(array(body, 36)),
+        }
+    }
+
+    fn write_here(&self, body: &[u8], len: u32) -> Frame {
+        Frame::WriteHere {
+            id: self.id,
+            digest: Digest(array(body, 0)),
+            piece: u32::from_le_bytes(array(body, 32)),
+            len,
+            deadline_ms: u32::from_le_bytes(array(body, 36)),
+            place: RemoteSlot {
+                address: u64::from_le_bytes(array(body, 40)),
+                key: u32::from_le_bytes(array(body, 48)),
+                tag: u32::from_le_bytes(array(body, 52)),
+            },
+        }
     }
 
     fn piece_len(&self) -> Result<u32, WireError> {

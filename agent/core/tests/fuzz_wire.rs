@@ -1,6 +1,8 @@
 //! Structure-aware noise for the peer protocol's codec: valid conversations, damaged by a seeded generator.
 
-use millstream_agent_core::wire::{Features, Frame, Hello, Refusal, StatusCode, TokenHash, fuzz};
+use millstream_agent_core::wire::{
+    Features, Frame, Hello, QueuePair, Refusal, RemoteSlot, StatusCode, TokenHash, fuzz,
+};
 use millstream_types::Digest;
 use rand::rngs::StdRng;
 use rand::{Rng, RngCore, SeedableRng};
@@ -10,13 +12,29 @@ const ROUNDS: u64 = 20_000;
 fn frame(rng: &mut StdRng) -> Frame {
     let id = rng.random();
     let len = rng.random_range(1..=4 << 20);
-    match rng.random_range(0..7) {
+    match rng.random_range(0..9) {
         0 => Frame::Request { id, digest: Digest(rng.random()), piece: rng.random(), len, deadline_ms: rng.random() },
         1 => Frame::Data { id, len },
         2 => Frame::Status { id, code: StatusCode::ALL[rng.random_range(0..StatusCode::ALL.len())] },
         3 => Frame::Cancel { id },
         4 => Frame::Ping { nonce: id },
         5 => Frame::Pong { nonce: id },
+        6 => Frame::QueuePair(QueuePair {
+            number: rng.random_range(0..1 << 24),
+            psn: rng.random_range(0..1 << 24),
+            gid: rng.random(),
+            lid: rng.random(),
+            mtu_code: rng.random_range(1..=5),
+            infiniband: rng.random(),
+        }),
+        7 => Frame::WriteHere {
+            id,
+            digest: Digest(rng.random()),
+            piece: rng.random(),
+            len,
+            deadline_ms: rng.random(),
+            place: RemoteSlot { address: rng.random(), key: rng.random(), tag: rng.random() },
+        },
         _ => Frame::GoAway,
     }
 }

@@ -24,7 +24,9 @@ impl Driver {
             Action::Accept { fetch, dataset, piece, crc, from_origin } => {
                 self.accept(fetch, dataset, piece, crc, from_origin);
             }
-            Action::Reject { fetch, piece, .. } => drop(self.held.remove(&(fetch, piece))),
+            Action::Reject { fetch, piece, .. } => {
+                self.rejected_by = self.held.remove(&(fetch, piece)).map(|bytes| bytes.carrier());
+            }
             Action::Seal { dataset, shard, crc } => self.start_seal(dataset, shard, crc),
             Action::Discard { dataset, shard } => self.start_discard(dataset, shard, None),
             Action::Report(report) => {
@@ -102,6 +104,7 @@ impl Driver {
             return;
         };
         // The verdict was on the number; the type changes only where the bytes' own sum is compared once more.
+        let carrier = bytes.carrier();
         let verified = match bytes.verify(crc) {
             Ok(verified) => verified,
             Err((mismatch, _slot)) => {
@@ -111,7 +114,7 @@ impl Driver {
         };
         let counters = &self.parts.counters;
         counters.verified_pieces.add(1);
-        let received = match (from_origin, self.parts.transport.carrier()) {
+        let received = match (from_origin, carrier) {
             (true, _) => &counters.received_origin,
             (false, Carrier::Tcp) => &counters.received_tcp,
             (false, Carrier::Rdma) => &counters.received_rdma,

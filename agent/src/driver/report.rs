@@ -91,8 +91,8 @@ impl Driver {
             Source::Peer(peer) => self.peers.get(peer.0 as usize).map(|p| p.node.clone()).unwrap_or_default(),
         };
         if failure.kind == FailureKind::Checksum {
-            let from =
-                if failure.source == Source::Origin { "origin" } else { self.parts.transport.carrier().as_str() };
+            let carrier = self.rejected_by.take().unwrap_or(self.parts.transport.carrier());
+            let from = if failure.source == Source::Origin { "origin" } else { carrier.as_str() };
             self.parts.counters.checksum_failure(from, "piece");
         }
         let kind = kind_name(failure.kind);

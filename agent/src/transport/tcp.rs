@@ -12,13 +12,13 @@
 //! Non-goals: encryption, congestion control, choosing peers, retrying elsewhere.
 
 mod connection;
-mod greeting;
+pub(super) mod greeting;
 mod inbound;
 mod order;
 mod pool;
 mod server;
 mod serving;
-mod socket;
+pub(super) mod socket;
 mod stats;
 mod warm;
 
@@ -27,9 +27,11 @@ use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use millstream_agent_core::wire::TokenHash;
+use millstream_agent_core::wire::{Features, Hello, TokenHash};
+use tokio::net::TcpStream;
+use tokio_util::sync::CancellationToken;
 
-use super::{Carrier, FetchError, PieceRequest, Transport};
+use super::{Carrier, FetchError, PieceRequest, PieceSource, Transport};
 use crate::buffers::Slot;
 use crate::limits;
 use crate::piece::Unverified;
@@ -73,6 +75,24 @@ impl TcpConfig {
     }
 }
 
+/// Serves those who want their pieces by another way than this connection, which then only carries the control of it.
+#[async_trait]
+pub trait Takeover: Send + Sync + std::fmt::Debug {
+    /// What is offered in the greeting now; nothing while the other way does not work.
+    fn features(&self) -> Features;
+
+    /// Takes over a connection on which both sides offered the same feature; `held` came behind the greeting.
+    /// Returns why it ended.
+    async fn serve(
+        &self,
+        stream: TcpStream,
+        held: Vec<u8>,
+        hello: Hello,
+        source: Arc<dyn PieceSource>,
+        shutdown: CancellationToken,
+    ) -> &'static str;
+}
+
 /// How to answer.
 #[derive(Clone, Debug)]
 pub struct ServerConfig {
@@ -96,6 +116,8 @@ pub struct ServerConfig {
     pub drain_timeout: Duration,
     /// What the server counts.
     pub stats: Arc<ServerStats>,
+    /// Another way for pieces to travel, if there is one.
+    pub takeover: Option<Arc<dyn Takeover>>,
 }
 
 impl ServerConfig {
@@ -112,6 +134,7 @@ impl ServerConfig {
             connections_per_ip_max: limits::PEER_CONNECTIONS_PER_IP_MAX,
             drain_timeout: limits::PEER_DRAIN_TIMEOUT,
             stats: Arc::default(),
+            takeover: None,
         }
     }
 }

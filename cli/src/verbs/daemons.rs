@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use millstream_agent::config::{Config as AgentConfig, IoMode};
+use millstream_agent::config::{Config as AgentConfig, IoMode, RdmaMode};
 use millstream_coordinator::{Bound, Config as CoordinatorConfig};
 use serde_json::json;
 use tokio::sync::oneshot;
@@ -94,13 +94,11 @@ fn agent_config(settings: AgentSettings) -> Result<AgentConfig> {
     let node = settings.node.clone().unwrap_or_else(host_name);
     let mut config = AgentConfig::new(node, data_dir);
     config.labels = config::labels(&settings)?;
-    match settings.rdma.as_deref() {
-        None | Some("auto" | "off") => {}
-        Some(device) => {
-            return Err(Failure::usage(format!("--rdma {device}"), "this version has no RDMA, only TCP")
-                .next("leave --rdma out, or write --rdma auto"));
-        }
-    }
+    config.rdma = match settings.rdma.as_deref() {
+        None | Some("auto") => RdmaMode::Auto,
+        Some("off") => RdmaMode::Off,
+        Some(device) => RdmaMode::Device(device.to_owned()),
+    };
     if !settings.coordinator.is_empty() {
         config.coordinators = settings.coordinator;
     }
@@ -164,7 +162,7 @@ mod tests {
     #[test]
     fn what_this_version_does_not_have_is_refused() {
         let rdma = AgentSettings { rdma: Some("mlx5_0".into()), ..AgentSettings::default() };
-        assert!(agent_config(rdma).is_err());
+        assert_eq!(agent_config(rdma).unwrap().rdma, RdmaMode::Device("mlx5_0".into()));
         let etcd = CoordinatorSettings { etcd: vec!["http://e:2379".into()], ..CoordinatorSettings::default() };
         assert!(coordinator_config(etcd).is_err());
         let listen = AgentSettings { listen: Some("here".into()), ..AgentSettings::default() };

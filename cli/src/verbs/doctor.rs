@@ -19,6 +19,7 @@ use crate::output::{self, Table};
 use crate::socket::Agent;
 
 mod machine;
+mod rdma;
 
 /// How a check went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -58,7 +59,8 @@ impl Check {
 pub async fn run(args: DoctorArgs) -> Result<()> {
     let session = Session::new(&args.client)?;
     let data_dir = data_dir(&args);
-    let mut checks = vec![machine::kernel(), machine::memlock(), machine::nofile(), machine::rdma()];
+    let mut checks = vec![machine::kernel(), machine::memlock(), machine::nofile()];
+    checks.extend(rdma::checks());
     checks.extend(machine::disk(&data_dir).await);
     checks.extend(coordinator(&session).await);
     checks.push(agent(&session).await);

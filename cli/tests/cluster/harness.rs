@@ -371,6 +371,16 @@ impl Cluster {
         output.status.success().then(|| serde_json::from_slice(&output.stdout).unwrap())
     }
 
+    /// A node's own status, from its socket.
+    pub fn own_status(&self, i: usize) -> Value {
+        use std::io::{BufRead, BufReader, Write};
+        let mut socket = std::os::unix::net::UnixStream::connect(self.agents[i].ready_text("socket")).unwrap();
+        socket.write_all(b"{\"op\":\"status\"}\n").unwrap();
+        let mut line = String::new();
+        BufReader::new(socket).read_line(&mut line).unwrap();
+        serde_json::from_str(&line).unwrap()
+    }
+
     /// Polls until the status document says so.
     pub fn until_status(&self, what: &str, probe: impl Fn(&Value) -> bool) {
         until(what, || self.status().is_some_and(|s| probe(&s)));

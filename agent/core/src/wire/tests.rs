@@ -22,6 +22,21 @@ fn frame() -> impl Strategy<Value = Frame> {
         any::<u64>().prop_map(|nonce| Frame::Ping { nonce }),
         any::<u64>().prop_map(|nonce| Frame::Pong { nonce }),
         Just(Frame::GoAway),
+        (0..=BITS_24, 0..=BITS_24, any::<[u8; 16]>(), any::<u16>(), 1u8..=5, any::<bool>()).prop_map(
+            |(number, psn, gid, lid, mtu_code, infiniband)| {
+                Frame::QueuePair(QueuePair { number, psn, gid, lid, mtu_code, infiniband })
+            }
+        ),
+        (any::<u64>(), any::<[u8; 32]>(), any::<u32>(), 1..=LEN_MAX, any::<u32>(), any::<(u64, u32, u32)>()).prop_map(
+            |(id, digest, piece, len, deadline_ms, (address, key, tag))| Frame::WriteHere {
+                id,
+                digest: Digest(digest),
+                piece,
+                len,
+                deadline_ms,
+                place: RemoteSlot { address, key, tag },
+            }
+        ),
     ]
 }
 

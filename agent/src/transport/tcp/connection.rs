@@ -292,7 +292,9 @@ impl Connection {
                 self.gauge.close();
                 self.backlog.drain(..).for_each(give_back);
             }
-            Arrived::Frame(frame @ (Frame::Request { .. } | Frame::Cancel { .. })) => {
+            Arrived::Frame(
+                frame @ (Frame::Request { .. } | Frame::Cancel { .. } | Frame::QueuePair(_) | Frame::WriteHere { .. }),
+            ) => {
                 return Err(Ended::Protocol(format!("a server does not send {frame:?}")));
             }
         }

@@ -11,7 +11,7 @@ use crate::limits::REQUESTS_PER_CONNECTION_MAX;
 
 /// Why there was no greeting.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum GreetingError {
+pub(in crate::transport) enum GreetingError {
     /// The socket failed.
     #[error("{0}")]
     Io(#[from] io::Error),
@@ -29,12 +29,12 @@ pub(super) enum GreetingError {
     Refused(Refusal),
 }
 
-fn hello(node: &str, token: TokenHash, window: usize, refusal: Option<Refusal>) -> Vec<u8> {
+fn hello(node: &str, token: TokenHash, features: Features, window: usize, refusal: Option<Refusal>) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(HELLO_BYTES_MAX);
     let hello = Hello {
         refusal,
         window: window.min(REQUESTS_PER_CONNECTION_MAX) as u16,
-        features: Features::NONE,
+        features,
         token,
         auth: [0; 32],
         node: node.to_owned(),
@@ -60,13 +60,14 @@ async fn read_hello(stream: &mut TcpStream, held: &mut Vec<u8>) -> Result<Hello,
 }
 
 /// The connecting side: says hello, returns the server's. What the server sent behind it is left in `held`.
-pub(super) async fn greet(
+pub(in crate::transport) async fn greet(
     stream: &mut TcpStream,
     node: &str,
     token: TokenHash,
+    features: Features,
     held: &mut Vec<u8>,
 ) -> Result<Hello, GreetingError> {
-    stream.write_all(&hello(node, token, 0, None)).await?;
+    stream.write_all(&hello(node, token, features, 0, None)).await?;
     let theirs = read_hello(stream, held).await?;
     match theirs.refusal {
         Some(refusal) => Err(GreetingError::Refused(refusal)),
@@ -79,13 +80,14 @@ pub(super) async fn welcome(
     stream: &mut TcpStream,
     node: &str,
     token: TokenHash,
+    features: Features,
     window: usize,
     refusal: Option<Refusal>,
     held: &mut Vec<u8>,
 ) -> Result<Hello, GreetingError> {
     let theirs = match read_hello(stream, held).await {
         Err(GreetingError::Wire(error @ WireError::Version { .. })) => {
-            let answer = hello(node, TokenHash::default(), 0, Some(Refusal::Version));
+            let answer = hello(node, TokenHash::default(), Features::NONE, 0, Some(Refusal::Version));
             stream.write_all(&answer).await?;
             return Err(error.into());
         }
@@ -94,7 +96,7 @@ pub(super) async fn welcome(
     let refusal = refusal.or_else(|| (!token.matches(&theirs.token)).then_some(Refusal::Token));
     // A refused stranger is not shown the token's hash.
     let shown = if refusal.is_none() { token } else { TokenHash::default() };
-    stream.write_all(&hello(node, shown, window, refusal)).await?;
+    stream.write_all(&hello(node, shown, features, window, refusal)).await?;
     match refusal {
         Some(refusal) => Err(GreetingError::Refused(refusal)),
         None => Ok(theirs),

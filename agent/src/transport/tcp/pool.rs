@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use millstream_agent_core::wire::Hello;
+use millstream_agent_core::wire::{Features, Hello};
 use rand::Rng;
 use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
@@ -219,7 +219,7 @@ async fn connect(address: &str, config: &TcpConfig) -> Result<(TcpStream, Inboun
     let mut stream = TcpStream::connect(address).await?;
     socket::prepare(&stream)?;
     let mut held = Vec::new();
-    let hello = greet(&mut stream, &config.node, config.token, &mut held).await?;
+    let hello = greet(&mut stream, &config.node, config.token, Features::NONE, &mut held).await?;
     let inbound = Inbound::new(&held).ok_or(GreetingError::Chatty)?;
     Ok((stream, inbound, hello))
 }

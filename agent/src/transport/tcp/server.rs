@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use millstream_agent_core::wire::Refusal;
+use millstream_agent_core::wire::{Features, Refusal};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
@@ -150,7 +150,9 @@ async fn connection(
     let config = &context.config;
     let mut held = Vec::new();
     let refusal = refusal.or_else(|| context.shutdown.is_cancelled().then_some(Refusal::Draining));
-    let welcomed = welcome(&mut stream, &config.node, config.token, config.requests_per_connection, refusal, &mut held);
+    let features = config.takeover.as_ref().map_or(Features::NONE, |t| t.features());
+    let window = config.requests_per_connection;
+    let welcomed = welcome(&mut stream, &config.node, config.token, features, window, refusal, &mut held);
     let hello = match tokio::time::timeout(config.hello_timeout, welcomed).await {
         Ok(Ok(hello)) => hello,
         Ok(Err(GreetingError::Io(_))) => return "i/o error",
@@ -163,6 +165,11 @@ async fn connection(
         Err(_) => return "no hello in time",
     };
     tracing::debug!(peer = %ip, node = %hello.node, "serving a peer");
+    if let Some(takeover) = &config.takeover
+        && hello.features.common(features) != Features::NONE
+    {
+        return takeover.serve(stream, held, hello, context.source.clone(), context.shutdown.clone()).await;
+    }
     let closed = Serving::new(stream, context.clone(), held).run().await;
     if closed.is_fault() {
         tracing::warn!(peer = %ip, node = hello.node, reason = %closed, "closed a peer's connection");

@@ -261,6 +261,9 @@ impl Serving {
             Frame::Data { .. } | Frame::Status { .. } => {
                 return Err(Closed::Misuse("a requester sends no answers"));
             }
+            Frame::QueuePair(_) | Frame::WriteHere { .. } => {
+                return Err(Closed::Misuse("a connection without RDMA"));
+            }
         }
         Ok(())
     }

@@ -26,7 +26,7 @@ pub(super) enum Moved {
 }
 
 /// Settings that every connection gets.
-pub(super) fn prepare(stream: &TcpStream) -> io::Result<()> {
+pub(in crate::transport) fn prepare(stream: &TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let socket = SockRef::from(stream);
     let keepalive =

@@ -13,7 +13,7 @@ use rustix::process::{Resource, getrlimit};
 use super::Check;
 
 /// Memory for the probe of the storage engine: a few blocks.
-const PROBE_ARENA_BYTES: u64 = 8 << 20;
+pub const PROBE_ARENA_BYTES: u64 = 8 << 20;
 /// Connections of a few hundred peers and files of a few thousand shards.
 const NOFILE_WANTED: u64 = 65_536;
 /// Buffers that a NIC or the kernel may pin.
@@ -62,17 +62,6 @@ pub fn nofile() -> Check {
             now.to_string(),
             format!("set LimitNOFILE={NOFILE_WANTED} in the systemd unit, or `ulimit -n {NOFILE_WANTED}`"),
         ),
-    }
-}
-
-/// Devices that are there; this version has no use for them.
-pub fn rdma() -> Check {
-    let devices: Vec<String> = fs::read_dir("/sys/class/infiniband")
-        .map(|dir| dir.flatten().map(|d| d.file_name().to_string_lossy().into_owned()).collect())
-        .unwrap_or_default();
-    match devices.is_empty() {
-        true => Check::ok("rdma", "no device; TCP is used"),
-        false => Check::ok("rdma", format!("{}; this version has no RDMA yet, TCP is used", devices.join(", "))),
     }
 }
 

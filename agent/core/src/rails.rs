@@ -1,0 +1,65 @@
+//! Which of a node's RDMA ports carries the bytes of which peer.
+
+/// A port as the choice sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RailView {
+    /// The device's name.
+    pub device: String,
+    /// Distance between its memory node and that of the buffers; 0 is the same, or unknown.
+    pub distance: u32,
+    /// Can it be used now?
+    pub up: bool,
+    /// Leading address bits that it shares with the peer, where that is known.
+    pub shared_prefix: u32,
+}
+
+/// The rail for a peer: one that works, on the peer's fabric where that is known, near the buffers; among equals each
+/// peer has its own order of preference, so that peers spread over the rails and move only when theirs fails.
+pub fn choose_rail(rails: &[RailView], peer: &str) -> Option<usize> {
+    let rank = |(at, rail): &(usize, &RailView)| {
+        (std::cmp::Reverse(rail.shared_prefix), rail.distance, weight(&rail.device, peer), *at)
+    };
+    rails.iter().enumerate().filter(|(_, rail)| rail.up).min_by_key(rank).map(|(at, _)| at)
+}
+
+/// FNV-1a, finished with a mixer: the same everywhere, also in the simulator.
+fn weight(device: &str, peer: &str) -> u64 {
+    let fnv = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+    let hash = device.bytes().chain([0]).chain(peer.bytes()).fold(0xcbf2_9ce4_8422_2325, fnv);
+    let hash = (hash ^ (hash >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
+    hash ^ (hash >> 33)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rail(device: &str, distance: u32, up: bool) -> RailView {
+        RailView { device: device.into(), distance, up, shared_prefix: 0 }
+    }
+
+    #[test]
+    fn peers_spread_over_near_rails_and_leave_only_failed_ones() {
+        let mut rails = vec![rail("mlx5_0", 0, true), rail("mlx5_1", 0, true), rail("mlx5_2", 1, true)];
+        let peers: Vec<String> = (0..1000).map(|n| format!("10.0.0.{n}:7072")).collect();
+        let before: Vec<usize> = peers.iter().map(|p| choose_rail(&rails, p).unwrap()).collect();
+        let on_first = before.iter().filter(|r| **r == 0).count();
+        assert!((400..600).contains(&on_first), "{on_first} of 1000");
+        assert!(!before.contains(&2), "a far rail is not used while near ones work");
+        rails[0].up = false;
+        for (peer, was) in peers.iter().zip(&before) {
+            assert_eq!(choose_rail(&rails, peer), Some(1), "was on {was}");
+        }
+        rails[1].up = false;
+        assert_eq!(choose_rail(&rails, "p"), Some(2));
+        rails[2].up = false;
+        assert_eq!(choose_rail(&rails, "p"), None);
+    }
+
+    #[test]
+    fn the_peers_own_fabric_comes_before_distance() {
+        let mut rails = vec![rail("mlx5_0", 0, true), rail("mlx5_1", 1, true)];
+        rails[1].shared_prefix = 120;
+        assert_eq!(choose_rail(&rails, "p"), Some(1));
+    }
+}

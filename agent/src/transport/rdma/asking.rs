@@ -1,0 +1,313 @@
+//! The asking side: one link per peer, each a control connection and a queue pair, opened when first needed.
+//!
+//! Each fetch is a task of its own that ends only when its slot is safe again: filled and out of the peer's reach,
+//! recalled, or given back by a destroyed queue pair. The future that waits for it may go at any time.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use millstream_agent_core::wire::{Features, Frame, RemoteSlot, StatusCode};
+use millstream_rdma::{Fault, Lent, Queue, SEGMENT_BYTES};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::{Failed, Node};
+use crate::buffers::Slot;
+use crate::buffers::rdma::Outgoing;
+use crate::limits::{PEER_TICK_MIN, PEERS_MAX, RDMA_CANCEL_GRACE, RDMA_SETUP_RETRY};
+use crate::piece::Unverified;
+use crate::transport::tcp::greeting::{GreetingError, greet};
+use crate::transport::tcp::socket;
+use crate::transport::{FetchError, PieceRequest};
+
+mod link;
+
+pub(super) use link::Link;
+
+/// Why there is no link.
+#[derive(Clone, Debug)]
+struct Refused {
+    reason: &'static str,
+    detail: String,
+    ours: bool,
+}
+
+impl Refused {
+    fn theirs(reason: &'static str, detail: impl Into<String>) -> Refused {
+        Refused { reason, detail: detail.into(), ours: false }
+    }
+}
+
+#[derive(Default)]
+struct PeerState {
+    link: Option<Arc<Link>>,
+    /// Those who waited while the attempt failed do not repeat it at once.
+    failed: Option<(Instant, Refused)>,
+}
+
+/// All peers that this node asks.
+pub(super) struct Peers {
+    node: Arc<Node>,
+    peers: Mutex<HashMap<String, Arc<tokio::sync::Mutex<PeerState>>>>,
+    next_id: AtomicU64,
+    /// Ends the links when the last user is gone.
+    stop: CancellationToken,
+}
+
+impl std::fmt::Debug for Peers {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Peers")
+    }
+}
+
+impl Drop for Peers {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Peers {
+    pub(super) fn new(node: Arc<Node>) -> Peers {
+        let stop = node.shutdown.child_token();
+        Peers { node, peers: Mutex::default(), next_id: AtomicU64::default(), stop }
+    }
+
+    fn peer(&self, address: &str) -> Arc<tokio::sync::Mutex<PeerState>> {
+        let mut peers = locked(&self.peers);
+        if peers.len() >= PEERS_MAX && !peers.contains_key(address) {
+            let unused = |state: &Arc<tokio::sync::Mutex<PeerState>>| {
+                state.try_lock().is_ok_and(|s| s.link.as_ref().is_none_or(|l| !l.is_open()))
+            };
+            peers.retain(|_, state| !unused(state));
+        }
+        peers.entry(address.to_owned()).or_default().clone()
+    }
+
+    /// The link to a peer, set up if there is none.
+    async fn link(&self, address: &str) -> Result<Arc<Link>, Refused> {
+        let peer = self.peer(address);
+        let mut state = peer.lock().await;
+        if let Some(link) = state.link.take_if(|link| !link.is_open()) {
+            drop(link);
+        }
+        if let Some(link) = &state.link {
+            return Ok(link.clone());
+        }
+        if let Some((at, refused)) = &state.failed
+            && at.elapsed() < RDMA_SETUP_RETRY
+        {
+            return Err(refused.clone());
+        }
+        let timeout = self.node.config.connect_timeout;
+        let connected = tokio::time::timeout(timeout, connect(&self.node, address)).await;
+        let refused = match connected {
+            Ok(Ok((stream, held, queue))) => {
+                self.node.stats.links_opened.fetch_add(1, Relaxed);
+                let link = Link::start(address, &self.node.config, stream, held, queue, self.stop.clone());
+                (state.link, state.failed) = (Some(link.clone()), None);
+                return Ok(link);
+            }
+            Ok(Err(refused)) => refused,
+            Err(_) => Refused::theirs("unreachable", format!("no queue pair within {timeout:?}")),
+        };
+        tracing::debug!(peer = address, reason = refused.reason, detail = refused.detail, "no RDMA link");
+        state.failed = Some((Instant::now(), refused.clone()));
+        Err(refused)
+    }
+
+    pub(super) async fn fetch(
+        &self,
+        peer: &str,
+        request: PieceRequest,
+        slot: Slot,
+        after: Duration,
+    ) -> Result<Unverified, Failed> {
+        let deadline = Instant::now() + after;
+        let link = match self.link(peer).await {
+            Ok(link) => link,
+            Err(Refused { reason, detail, ours }) => {
+                return Err(Failed::Carrier { slot: Some(slot), reason, detail, ours });
+            }
+        };
+        let timeout = || Failed::Answered(FetchError::Timeout { peer: peer.to_owned(), after });
+        let Ok(permit) = tokio::time::timeout_at(deadline, link.permits.clone().acquire_owned()).await else {
+            return Err(timeout());
+        };
+        let (answer, answered) = oneshot::channel();
+        let operation =
+            Operation { link, id: self.next_id.fetch_add(1, Relaxed), peer: peer.to_owned(), request, deadline, after };
+        let stats = self.node.stats.clone();
+        tokio::spawn(async move {
+            let _permit = permit;
+            let mut answer = answer;
+            let result = operation.run(slot, &mut answer).await;
+            if let Ok(piece) = &result {
+                stats.received_bytes.fetch_add(u64::from(piece.len()), Relaxed);
+            }
+            // Nobody waits any more: what came goes back to the arena.
+            let _ = answer.send(result);
+        });
+        answered.await.unwrap_or_else(|_| Err(Failed::Answered(FetchError::Cancelled)))
+    }
+}
+
+/// Connection, greeting, queue pairs.
+async fn connect(node: &Arc<Node>, address: &str) -> Result<(TcpStream, Vec<u8>, Queue<Slot, Outgoing>), Refused> {
+    let Some(rail) = node.rails.choose(address, None) else {
+        let reason = node.rails.lack().err().flatten().unwrap_or("no-device");
+        return Err(Refused { reason, detail: "no device can be used".into(), ours: true });
+    };
+    let unreachable = |e: std::io::Error| Refused::theirs("unreachable", e.to_string());
+    let mut stream = TcpStream::connect(address).await.map_err(unreachable)?;
+    socket::prepare(&stream).map_err(unreachable)?;
+    let mut held = Vec::new();
+    let hello = greet(&mut stream, &node.config.node, node.config.token, Features::RDMA, &mut held).await;
+    let hello = hello.map_err(|error| match error {
+        GreetingError::Wire(e @ millstream_agent_core::wire::WireError::Version { .. }) => {
+            Refused::theirs("version-mismatch", e.to_string())
+        }
+        GreetingError::Refused(millstream_agent_core::wire::Refusal::Version) => {
+            Refused::theirs("version-mismatch", error.to_string())
+        }
+        GreetingError::Refused(_) => Refused::theirs("refused", error.to_string()),
+        other => Refused::theirs("unreachable", other.to_string()),
+    })?;
+    if !hello.features.contains(Features::RDMA) {
+        return Err(Refused::theirs("peer-without-rdma", format!("node {} offers no RDMA now", hello.node)));
+    }
+    let ours = |e: millstream_rdma::RdmaError| Refused { reason: e.reason(), detail: e.to_string(), ours: true };
+    let queue = rail.queue::<Slot, Outgoing>().map_err(ours)?;
+    let mut bytes = Vec::new();
+    Frame::QueuePair(super::to_wire(&queue.address())).encode(&mut bytes);
+    stream.write_all(&bytes).await.map_err(unreachable)?;
+    let theirs = loop {
+        let mut view = held.as_slice();
+        let decoded = Frame::decode(&mut view).map_err(|e| Refused::theirs("protocol", e.to_string()))?;
+        let taken = held.len() - view.len();
+        held.drain(..taken);
+        match decoded {
+            Some(Frame::QueuePair(pair)) => break pair,
+            Some(Frame::GoAway) => return Err(Refused::theirs("peer-refused", "it gives no queue pair")),
+            Some(other) => return Err(Refused::theirs("protocol", format!("{other:?} instead of a queue pair"))),
+            None => {}
+        }
+        if stream.read_buf(&mut held).await.map_err(unreachable)? == 0 {
+            return Err(Refused::theirs("peer-refused", "closed before it gave a queue pair"));
+        }
+    };
+    queue.connect(&super::from_wire(&theirs)).map_err(ours)?;
+    Ok((stream, held, queue))
+}
+
+/// One piece, from the lending of its slot to the slot's return.
+struct Operation {
+    link: Arc<Link>,
+    id: u64,
+    peer: String,
+    request: PieceRequest,
+    deadline: Instant,
+    after: Duration,
+}
+
+/// Why the peer was asked to stop.
+#[derive(Clone, Copy)]
+enum Stop {
+    Deadline,
+    Unwanted,
+}
+
+impl Operation {
+    async fn run(
+        self,
+        slot: Slot,
+        answer: &mut oneshot::Sender<Result<Unverified, Failed>>,
+    ) -> Result<Unverified, Failed> {
+        let len = self.request.len;
+        let queue = &self.link.queue;
+        let mut lease = match queue.lend(slot, len, len.div_ceil(SEGMENT_BYTES)) {
+            Ok(lease) => lease,
+            Err((slot, fault)) => return Err(self.carrier(Some(slot), fault)),
+        };
+        let place = RemoteSlot { address: lease.address, key: lease.key, tag: lease.tag };
+        let mut status = None;
+        if lease.ready().await {
+            status = Some(self.link.ask(self.id, &self.request, place, self.deadline));
+        }
+        let mut stop: Option<(Stop, Instant)> = None;
+        let mut code = None;
+        let ended = lease.ended();
+        tokio::pin!(ended);
+        let lent = loop {
+            let grace = stop.map(|(_, at)| at + RDMA_CANCEL_GRACE);
+            tokio::select! {
+                lent = &mut ended => break lent,
+                said = async { status.as_mut().expect("checked").await }, if status.is_some() => {
+                    status = None;
+                    if let Ok(said) = said {
+                        code = Some(said);
+                        // The peer has said that it will not write.
+                        queue.recall(place.tag);
+                    }
+                }
+                () = tokio::time::sleep_until(self.deadline), if stop.is_none() && code.is_none() => {
+                    stop = Some((Stop::Deadline, Instant::now()));
+                    self.link.send(Frame::Cancel { id: self.id });
+                }
+                () = answer.closed(), if stop.is_none() && code.is_none() => {
+                    stop = Some((Stop::Unwanted, Instant::now()));
+                    self.link.send(Frame::Cancel { id: self.id });
+                }
+                () = tokio::time::sleep_until(grace.unwrap_or(self.deadline)), if grace.is_some() && code.is_none() => {
+                    self.link.end("cancel-ignored");
+                    stop = stop.map(|(why, _)| (why, Instant::now()));
+                }
+            }
+        };
+        self.link.forget(self.id);
+        match lent {
+            Lent::Filled(slot) => Ok(Unverified::sum(slot, len)),
+            Lent::Recalled(_) => Err(Failed::Answered(self.answered(code, stop.map(|(why, _)| why)))),
+            Lent::Failed(slot, fault) => match stop {
+                Some((why, _)) => Err(Failed::Answered(self.answered(None, Some(why)))),
+                None => Err(self.carrier(Some(slot), fault)),
+            },
+            Lent::Kept => Err(self.carrier(None, Fault::Closed)),
+        }
+    }
+
+    fn carrier(&self, slot: Option<Slot>, fault: Fault) -> Failed {
+        let ended = self.link.ended();
+        let ours = matches!(fault, Fault::DeviceRemoved | Fault::PortDown | Fault::GidChanged);
+        let reason = if fault == Fault::Closed { ended.unwrap_or("closed") } else { fault.reason() };
+        Failed::Carrier { slot, reason, detail: format!("{fault} ({reason})"), ours }
+    }
+
+    fn answered(&self, code: Option<StatusCode>, stop: Option<Stop>) -> FetchError {
+        let peer = self.peer.clone();
+        let unreachable = |detail: &str| FetchError::Unreachable { peer: self.peer.clone(), detail: detail.into() };
+        match (stop, code) {
+            (Some(Stop::Deadline), _) | (None, Some(StatusCode::Deadline)) => {
+                FetchError::Timeout { peer, after: self.after }
+            }
+            (Some(Stop::Unwanted), _) => FetchError::Cancelled,
+            (None, Some(StatusCode::NotHave)) => FetchError::NotHave { peer },
+            (None, Some(StatusCode::Length)) => {
+                FetchError::Protocol { peer, detail: "it has the piece with another length".into() }
+            }
+            (None, Some(StatusCode::Draining)) => unreachable("it is going away"),
+            (None, Some(StatusCode::Failed)) => unreachable("it could not read the piece"),
+            (None, Some(StatusCode::Cancelled)) | (None, None) => {
+                FetchError::Protocol { peer, detail: "it cancelled a request that stands".into() }
+            }
+        }
+    }
+}

@@ -1,0 +1,224 @@
+//! This node's rails: opened at the start, dropped when they fail, tried again after a cooldown.
+
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use millstream_agent_core::cooldown::{Cooldowns, Trial};
+use millstream_agent_core::rails::{RailView, choose_rail};
+use millstream_agent_core::wire::QueuePair;
+use millstream_rdma::{Gid, Link, Mapping, Rail, RailOptions, RailState, RdmaError};
+use millstream_types::Time;
+use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
+
+use super::Node;
+use crate::buffers::Arena;
+use crate::config::RdmaMode;
+use crate::limits::RAIL_LOOK_PERIOD;
+
+const SYSFS: &str = "/sys/class/infiniband";
+
+struct Up {
+    rail: Rail,
+    numa_node: Option<u32>,
+}
+
+#[derive(Default)]
+struct State {
+    up: Vec<Up>,
+    cooldowns: Cooldowns,
+    /// A device was seen, now or earlier: doing without is then a fallback.
+    seen: bool,
+    /// Why the last attempt failed.
+    reason: Option<&'static str>,
+}
+
+/// See the module's documentation.
+pub(super) struct Rails {
+    mode: RdmaMode,
+    options: RailOptions,
+    memory: [Arc<Arena>; 2],
+    started: Instant,
+    state: Mutex<State>,
+}
+
+impl std::fmt::Debug for Rails {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_list().entries(self.locked().up.iter().map(|up| &up.rail)).finish()
+    }
+}
+
+/// Devices that the kernel lists, whether or not the library can use them.
+fn listed() -> Vec<String> {
+    let names = std::fs::read_dir(SYSFS).map(|dir| dir.flatten().map(|d| d.file_name().to_string_lossy().into()));
+    let mut names: Vec<String> = names.map(Iterator::collect).unwrap_or_default();
+    names.sort();
+    names
+}
+
+impl Rails {
+    pub(super) fn new(mode: RdmaMode, options: RailOptions, memory: [Arc<Arena>; 2]) -> Rails {
+        Rails { mode, options, memory, started: Instant::now(), state: Mutex::default() }
+    }
+
+    fn locked(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn now(&self) -> Time {
+        Time(self.started.elapsed().as_micros() as u64)
+    }
+
+    /// Drops rails that failed, opens those that may be tried.
+    pub(super) async fn look(&self) {
+        let wanted = match &self.mode {
+            RdmaMode::Off => return,
+            RdmaMode::Auto => listed(),
+            RdmaMode::Device(name) => vec![name.clone()],
+        };
+        let now = self.now();
+        let mut tries = Vec::new();
+        {
+            let mut state = self.locked();
+            state.seen |= !wanted.is_empty();
+            let mut failed = Vec::new();
+            state.up.retain(|up| match *up.rail.state().borrow() {
+                RailState::Up => true,
+                RailState::Failed(fault) => {
+                    failed.push((up.rail.device().to_owned(), fault.reason()));
+                    false
+                }
+            });
+            for (device, reason) in failed {
+                state.reason = Some(reason);
+                state.cooldowns.failed(&device, reason, now, rand::random());
+            }
+            for device in wanted {
+                let is_up = state.up.iter().any(|up| up.rail.device() == device);
+                if !is_up && state.cooldowns.trial(&device, now) == Trial::Go {
+                    tries.push(device);
+                }
+            }
+        }
+        for device in tries {
+            self.open(device).await;
+        }
+    }
+
+    async fn open(&self, device: String) {
+        let (options, memory, name) = (self.options, self.memory.clone(), device.clone());
+        let opened = tokio::task::spawn_blocking(move || open(&name, options, memory)).await;
+        let mut state = self.locked();
+        match opened {
+            Ok(Ok((up, took))) => {
+                let again = state.cooldowns.worked(&device);
+                state.reason = None;
+                let bytes: u64 = self.memory.iter().map(|m| m.bytes()).sum();
+                tracing::info!(
+                    device, gid = %up.rail.gid().gid, kind = up.rail.gid().kind.as_str(), keys = ?up.rail.keys(),
+                    registered_bytes = bytes, registration_ms = took.as_millis() as u64, again, "RDMA is up"
+                );
+                state.up.push(up);
+            }
+            Ok(Err(error)) => {
+                let reason = error.reason();
+                if state.reason != Some(reason) {
+                    tracing::warn!(device, reason, %error, "RDMA cannot be used; pieces travel over TCP");
+                }
+                // "No such device" says less than why it went.
+                if !(reason == "no-device" && state.reason.is_some()) {
+                    state.reason = Some(reason);
+                }
+                let now = self.now();
+                state.cooldowns.failed(&device, reason, now, rand::random());
+            }
+            Err(error) => tracing::error!(device, %error, "opening an RDMA device panicked"),
+        }
+    }
+
+    /// See [`super::Rdma::lack`].
+    pub(super) fn lack(&self) -> Result<(), Option<&'static str>> {
+        let state = self.locked();
+        if state.up.iter().any(|up| *up.rail.state().borrow() == RailState::Up) {
+            return Ok(());
+        }
+        let failed = state.up.iter().find_map(|up| match *up.rail.state().borrow() {
+            RailState::Failed(fault) => Some(fault.reason()),
+            RailState::Up => None,
+        });
+        let seen = state.seen || state.reason.is_some();
+        Err(failed.or(state.reason).or(seen.then_some("no-device")))
+    }
+
+    /// How many can be used now.
+    pub(super) fn up(&self) -> u64 {
+        self.locked().up.iter().filter(|up| *up.rail.state().borrow() == RailState::Up).count() as u64
+    }
+
+    /// The rail for a peer: by its name when this side asks, by its address when it has asked.
+    pub(super) fn choose(&self, peer: &str, address: Option<&QueuePair>) -> Option<Rail> {
+        let state = self.locked();
+        let view = |up: &Up| RailView {
+            device: up.rail.device().to_owned(),
+            distance: distance(up.numa_node),
+            up: *up.rail.state().borrow() == RailState::Up
+                && address.is_none_or(|a| a.infiniband == (up.rail.port().link == Link::InfiniBand)),
+            shared_prefix: address.map_or(0, |a| Gid(a.gid).common_prefix(up.rail.gid().gid)),
+        };
+        let views: Vec<RailView> = state.up.iter().map(view).collect();
+        choose_rail(&views, peer).map(|at| state.up[at].rail.clone())
+    }
+
+    pub(super) fn describe(&self) -> Vec<Value> {
+        let rails: Vec<Rail> = self.locked().up.iter().map(|up| up.rail.clone()).collect();
+        let one = |rail: &Rail| {
+            let counters: serde_json::Map<String, Value> =
+                rail.hardware_counters().into_iter().map(|(name, value)| (name, value.into())).collect();
+            json!({
+                "device": rail.device(), "port": rail.port().number, "gid": rail.gid().gid.to_string(),
+                "kind": rail.gid().kind.as_str(), "mtu_bytes": rail.port().mtu_bytes(),
+                "queue_pairs": rail.queues(), "counters": counters,
+            })
+        };
+        rails.iter().map(one).collect()
+    }
+}
+
+/// Memory nodes apart from this process's first: 0 when the same or not known.
+fn distance(numa_node: Option<u32>) -> u32 {
+    let ours = std::fs::read_to_string("/proc/self/status").ok().and_then(|status| {
+        let line = status.lines().find_map(|l| l.strip_prefix("Mems_allowed_list:"))?.trim().to_owned();
+        line.split([',', '-']).next()?.parse::<u32>().ok()
+    });
+    match (ours, numa_node) {
+        (Some(ours), Some(node)) => ours.abs_diff(node),
+        _ => 0,
+    }
+}
+
+fn open(device: &str, options: RailOptions, memory: [Arc<Arena>; 2]) -> Result<(Up, Duration), RdmaError> {
+    if !Path::new(SYSFS).join(device).exists() {
+        return Err(RdmaError::NoDevice { wanted: Some(device.to_owned()) });
+    }
+    let rail = Rail::open(device, options)?;
+    let start = Instant::now();
+    for arena in memory {
+        rail.register(arena as Arc<dyn Mapping>)?;
+    }
+    Ok((Up { numa_node: rail.describe().numa_node, rail }, start.elapsed()))
+}
+
+/// Looks after the rails until the node is gone.
+pub(super) async fn keep(node: Weak<Node>, shutdown: CancellationToken) {
+    let mut tick = tokio::time::interval(RAIL_LOOK_PERIOD);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            _ = tick.tick() => {}
+        }
+        let Some(node) = node.upgrade() else { return };
+        node.rails.look().await;
+    }
+}
