@@ -31,7 +31,7 @@ from millstream._millstream import __version__
 from millstream._progress import NodeProgress, Progress, Status
 
 if TYPE_CHECKING:
-    from millstream import dcp, fs, torch
+    from millstream import dcp, fs, stream, torch
 
 __all__ = [
     "AgentUnavailableError",

@@ -5,8 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
 
 
 def size(count: float) -> str:
@@ -23,8 +22,7 @@ def _number(reply: Mapping[str, Any], key: str) -> int:
     return int(value) if isinstance(value, (int, float)) else 0
 
 
-@dataclass(frozen=True)
-class NodeProgress:
+class NodeProgress(NamedTuple):
     """One node that is waited for. `state`: absent, receiving, verifying, ready, failed."""
 
     node: str
@@ -36,8 +34,7 @@ class NodeProgress:
     shards_total: int
 
 
-@dataclass(frozen=True)
-class Progress:
+class Progress(NamedTuple):
     """A moment of a wait. Counts are of this node, or of all nodes that are waited for."""
 
     dataset: str
@@ -51,7 +48,7 @@ class Progress:
     elapsed: float
     rate: float
     eta: float | None
-    waiting_for: tuple[NodeProgress, ...] = field(default=())
+    waiting_for: tuple[NodeProgress, ...] = ()
 
     @property
     def fraction(self) -> float:
@@ -175,8 +172,7 @@ class observing:
             self._bar.close()
 
 
-@dataclass(frozen=True)
-class Status:
+class Status(NamedTuple):
     """How far a version is on this node. `state`: absent, receiving, verifying, ready, failed."""
 
     dataset: str
