@@ -11,7 +11,7 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 RESULTS := benches/results
 
 .PHONY: help demo test test-fast build fmt lint fmt-check clippy unit doc-test scripts-check deny bench bench-cluster \
-        bench-single bench-sim bench-transport release clean-results
+        bench-single bench-sim bench-transport release clean-results test-python
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -19,7 +19,7 @@ help: ## this list
 demo: ## a cluster on this machine with real data, and a training run on it (DEMO_EXIT=1 stops by itself)
 	@DEMO_EXIT=$(DEMO_EXIT) scripts/demo
 
-test: fmt-check scripts-check clippy doc-test unit ## everything; the last lines are the count of tests
+test: fmt-check scripts-check clippy doc-test unit test-python ## everything; the last lines are the count of tests
 
 test-fast: test ## as `test`: no lane needs a browser, Slurm or a virtual machine yet
 
@@ -41,9 +41,12 @@ clippy:
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
 
 scripts-check:
-	@for f in scripts/demo scripts/apt-install scripts/python-env .ci/run benches/macro/*.sh; do bash -n "$$f"; done
+	@for f in scripts/demo scripts/apt-install scripts/python-env scripts/test-python .ci/run benches/macro/*.sh; do bash -n "$$f"; done
 	@python3 -c 'import ast, pathlib, sys; [ast.parse(pathlib.Path(p).read_text(), p) for p in sys.argv[1:]]' \
 	    scripts/*.py benches/macro/*.py
+
+test-python: ## the Python package: its wheel in fresh environments, against real daemons
+	scripts/test-python
 
 unit: ## unit, property, simulation and integration tests
 	$(CARGO) nextest run --workspace --locked --profile $(NEXTEST_PROFILE)

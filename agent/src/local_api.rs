@@ -287,9 +287,12 @@ impl LocalApi {
                 }
                 let failed = version.progress.borrow().failed.clone();
                 if let Some((code, reason)) = failed {
-                    let details = self.details_of_failure(&version.manifest.name().to_string()).await;
+                    let known = self.failure_here(&version.manifest.name().to_string()).await;
+                    let details = known.map(|k| k.details).unwrap_or_default();
                     return Ok(Err(Refusal { code, error: reason, details }));
                 }
+            } else if let Some(refused) = self.failure_here(dataset).await {
+                return Ok(Err(refused)); // refused before anything of it came here: it does not fit, for example
             }
             let line = version.as_ref().map(|v| version_status(v)).unwrap_or(json!({"state": "absent"}));
             if shown.as_ref() != Some(&line) {

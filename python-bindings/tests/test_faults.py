@@ -12,7 +12,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -21,16 +20,12 @@ from conftest import DEADLINE, Cluster, clean_environment, number_shards, python
 
 import millstream
 
-# What `python` and the interpreter take to come back, with much to spare on a loaded machine.
-SOON = 20.0
-
 
 def test_a_wrong_socket_path_fails_at_once() -> None:
-    began = time.monotonic()
+    # Were it waited for, the lane's own time limit would end this test.
     with pytest.raises(millstream.AgentUnavailableError, match="/nowhere/agent.sock") as caught:
-        millstream.Client("/nowhere/agent.sock", timeout=60).dataset("d")
+        millstream.Client("/nowhere/agent.sock", timeout=1e6).dataset("d")
     assert isinstance(caught.value, ConnectionError) and caught.value.socket == "/nowhere/agent.sock"
-    assert time.monotonic() - began < 30, "it was waited for"
 
 
 def test_a_socket_that_is_no_socket(tmp_path: Path) -> None:
@@ -131,35 +126,20 @@ def test_an_old_client_and_a_new_agent(cluster: Cluster, numbers: millstream.Dat
 def test_an_agent_that_restarts_is_waited_for(own_cluster: Callable[..., Cluster]) -> None:
     cluster = own_cluster(1)
     ds = cluster.add("d", number_shards(3, 5))
-    root = ds.wait(timeout=DEADLINE) if ds.status().ready else (ds.stage().wait(timeout=DEADLINE), ds.wait(timeout=DEADLINE))[1]
+    ds.stage().wait(timeout=DEADLINE)
+    root = ds.wait(timeout=DEADLINE)
     agent = cluster.agents[0]
     agent.kill()
-    # What is here is read without an agent.
+    # What is here is read without an agent; who never met it is not kept waiting.
     assert ds.path("train-000.tar").exists()
-    # Who waits finds the agent again.
-    waiter = python(
-        """
-import millstream, sys
-ds = millstream.Client().dataset("d")
-print("begun", flush=True)
-sys.stdin.readline() if False else None
-import time
-for _ in range(200):
-    ds.status()
-    print("ok", flush=True)
-    time.sleep(0.05)
-""",
-        MILLSTREAM_SOCKET=cluster.socket(),
-    )
-    out, err = waiter.communicate(timeout=SOON * 3)
-    assert "AgentUnavailableError" in err, "an agent that was never met is not waited for"
+    with pytest.raises(millstream.AgentUnavailableError):
+        cluster.client(timeout=DEADLINE).dataset("d")
+    found: list[object] = []
+    asking = threading.Thread(target=lambda: found.extend([ds.wait(timeout=DEADLINE), ds.status().node]))
+    asking.start()
     agent.start()
-    client = cluster.client()
-    again = client.dataset("d")
-    agent.kill()
-    threading.Timer(0.5, agent.start).start()
-    assert again.status().node == "node1"  # met before: waited for
-    assert again.wait(timeout=DEADLINE) == root
+    asking.join()
+    assert found == [root, "node1"]
 
 
 def test_a_coordinator_that_is_away_is_named(own_cluster: Callable[..., Cluster]) -> None:
@@ -242,34 +222,29 @@ def test_a_dataset_that_does_not_fit_is_refused(own_cluster: Callable[..., Clust
 
 @pytest.mark.parametrize("where", ["main", "thread"])
 def test_ctrl_c_ends_a_wait(cluster: Cluster, where: str) -> None:
-    cluster.add("never-staged", number_shards(1, 1))
-    wait = "ds.wait(timeout=600)"
-    code = f"""
-import millstream, threading, time, sys
-ds = millstream.Client().dataset("never-staged")
-print("waiting", flush=True)
+    cluster.add(f"never-staged-{where}", number_shards(1, 1))
+    code = """
+import millstream, os, sys, threading
+ds = millstream.Client().dataset("never-staged-" + sys.argv[1])
+said = threading.Event()
+def wait():
+    ds.wait(timeout=600, progress=lambda p: (said.is_set() or print("waiting", flush=True), said.set()))
 try:
-    if {where!r} == "main":
-        {wait}
+    if sys.argv[1] == "main":
+        wait()
     else:
-        t = threading.Thread(target=lambda: {wait}, daemon=True)
+        t = threading.Thread(target=wait, daemon=True)
         t.start()
         t.join()
 except KeyboardInterrupt:
-    print("interrupted", time.monotonic(), flush=True)
-    import os
+    print("interrupted", flush=True)
     os._exit(7)
 """
-    process = python(code, MILLSTREAM_SOCKET=cluster.socket())
+    process = python(code, where, MILLSTREAM_SOCKET=cluster.socket())
     assert process.stdout is not None and process.stdout.readline() == "waiting\n"
-    # Interrupts until one is seen: the first may come before the wait.
-    deadline = time.monotonic() + DEADLINE
-    while process.poll() is None:
-        assert time.monotonic() < deadline, "Ctrl-C was not answered"
-        process.send_signal(signal.SIGINT)
-        time.sleep(0.2)
-    out, _ = process.communicate()
-    assert out.startswith("interrupted") and process.returncode == 7
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=DEADLINE)
+    assert out == "interrupted\n" and process.returncode == 7
 
 
 def test_fork_after_use(cluster: Cluster, numbers: millstream.Dataset) -> None:

@@ -198,16 +198,17 @@ impl LocalApi {
         }
     }
 
-    /// The coordinator's fields on why a version failed here: key, piece, expected, actual, source.
-    pub(super) async fn details_of_failure(&self, dataset: &str) -> Value {
-        let Ok(mut clients) = self.coordinator() else { return Value::Null };
+    /// Why a version will not come to this node, as the coordinator tells it: its class, words and fields. `None` when
+    /// it knows of nothing, or is away.
+    pub(super) async fn failure_here(&self, dataset: &str) -> Option<Refusal> {
+        let mut clients = self.coordinator().ok()?;
         let request = WaitRequest { dataset: dataset.to_owned(), nodes: self.node.clone(), timeout_ms: 1 };
         let asked = async {
             let mut steps = clients.wait(request).await.ok()?.into_inner();
-            let step = steps.message().await.ok()??;
-            step.problem.map(|p| fields(&p))
+            steps.message().await.ok()?
         };
-        tokio::time::timeout(Duration::from_secs(2), asked).await.ok().flatten().unwrap_or_default()
+        let step = tokio::time::timeout(Duration::from_secs(2), asked).await.ok().flatten()?;
+        (step.state == "failed").then(|| problem(step.problem.as_ref(), dataset))
     }
 
     fn nodes(&self, text: &str) -> String {
