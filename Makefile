@@ -10,7 +10,7 @@ NEXTEST_PROFILE ?= default
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 RESULTS := benches/results
 
-.PHONY: help demo test test-fast test-rdma test-slurm test-deploy build-deps build fmt lint fmt-check clippy unit doc-test \
+.PHONY: help demo test test-fast test-python test-rdma test-slurm test-deploy build-deps build fmt lint fmt-check clippy unit doc-test \
         scripts-check deny bench bench-cluster \
         bench-single bench-sim bench-transport release clean-results
 
@@ -22,7 +22,7 @@ demo: ## a cluster on this machine with real data, and a training run on it (DEM
 
 test: test-fast test-slurm test-deploy test-rdma ## everything; the last lines are the count of tests
 
-test-fast: fmt-check scripts-check clippy doc-test unit ## without the lanes that need a browser, Slurm or a virtual machine
+test-fast: fmt-check scripts-check clippy doc-test unit test-python ## without the lanes that need a browser, Slurm or a virtual machine
 
 test-slurm: ## jobs on a real slurmctld with three slurmd on this machine (root)
 	scripts/apt-install munge python3 slurm-client slurm-wlm-basic-plugins slurmctld slurmd
@@ -62,9 +62,12 @@ clippy: build-deps
 	$(CARGO) clippy --locked -p millstream-rdma --test soft_roce -p millstream-agent --test rdma_carrier -p millstream --test rdma -- -D warnings
 
 scripts-check:
-	@for f in scripts/demo scripts/apt-install scripts/python-env scripts/rdma-vm scripts/rdma-guest scripts/test-rdma .ci/run benches/macro/*.sh; do bash -n "$$f"; done
+	@for f in scripts/demo scripts/apt-install scripts/python-env scripts/rdma-vm scripts/rdma-guest scripts/test-rdma scripts/test-python .ci/run benches/macro/*.sh; do bash -n "$$f"; done
 	@python3 -c 'import ast, pathlib, sys; [ast.parse(pathlib.Path(p).read_text(), p) for p in sys.argv[1:]]' \
 	    scripts/*.py benches/macro/*.py deploy/slurm/test/*.py deploy/test/*.py deploy/grafana/*.py
+
+test-python: ## the Python package: its wheel in fresh environments, against real daemons
+	scripts/test-python
 
 unit: build-deps ## unit, property, simulation and integration tests
 	$(CARGO) nextest run --workspace --locked --profile $(NEXTEST_PROFILE)

@@ -36,6 +36,13 @@ pub const FETCH_ASK_AGAIN: Duration = Duration::from_secs(2);
 pub const SOCKET_LINE_BYTES_MAX: usize = 64 * 1024;
 /// Clients of the Unix socket at once: a large node runs some hundred data loader workers.
 pub const SOCKET_CLIENTS_MAX: usize = 2048;
+/// Shards in one reply of the socket: with the longest keys about a megabyte.
+pub const SHARDS_PAGE_MAX: u32 = 1000;
+/// Missing shards that an error names: enough to recognise which; the count says the rest.
+pub const MISSING_NAMED_MAX: usize = 100;
+/// How long a question to the coordinator on a socket client's behalf may take before its first answer. Clients that
+/// wait for nodes wait in the stream that follows.
+pub const COORDINATOR_CALL_TIMEOUT: Duration = Duration::from_secs(20);
 
 // ---------------------------------------------------------------- storage
 

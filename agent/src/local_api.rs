@@ -23,12 +23,14 @@ use tokio_util::sync::CancellationToken;
 use crate::control::CoordinatorLink;
 use crate::counters::Counters;
 use crate::driver::{Ask, Input, Inputs};
-use crate::limits::{SOCKET_CLIENTS_MAX, SOCKET_LINE_BYTES_MAX};
+use crate::limits::{MISSING_NAMED_MAX, SOCKET_CLIENTS_MAX, SOCKET_LINE_BYTES_MAX};
 use crate::local::{LocalState, LocalVersion};
 use crate::storage::{Lease, Store};
 
-/// What this agent can do beyond the first version of the protocol: clients ask before they use it.
-const FEATURES: [&str; 1] = ["fetch"];
+mod cluster;
+
+/// What this agent can do beyond the first protocol; clients look here before they ask for it.
+const FEATURES: [&str; 7] = ["fetch", "shards", "datasets", "stage", "add", "wait-nodes", "wait-key"];
 
 /// What the socket's clients are answered from.
 pub(crate) struct LocalApi {
@@ -49,23 +51,28 @@ enum Request {
     Hello {},
     Path { dataset: String, key: Option<String> },
     Fetch { dataset: String, key: String, timeout_ms: Option<u64> },
-    Wait { dataset: String, timeout_ms: Option<u64> },
+    Wait { dataset: String, timeout_ms: Option<u64>, key: Option<String>, nodes: Option<String> },
     Pin { dataset: String },
     Unpin { dataset: String },
     Lease { dataset: String },
     Status {},
     Evict { dataset: String },
     Verify { dataset: String },
+    Shards(cluster::Shards),
+    Datasets {},
+    Stage(cluster::Stage),
+    Add(cluster::Add),
 }
 
-/// An answer that is not a yes: exit code class, words, and what the client may show besides.
+/// An answer that is not a yes: exit code class, words, and fields that programs may look at (null: none).
 struct Refusal {
     code: u32,
     error: String,
+    details: Value,
 }
 
 fn refusal(code: u32, error: impl Into<String>) -> Refusal {
-    Refusal { code, error: error.into() }
+    Refusal { code, error: error.into(), details: Value::Null }
 }
 
 /// What the coordinator refused, in its words and with its code.
@@ -127,7 +134,13 @@ async fn client(stream: UnixStream, api: &LocalApi) -> std::io::Result<()> {
                 value["ok"] = json!(true);
                 value
             }
-            Err(Refusal { code, error }) => json!({"ok": false, "code": code, "error": error}),
+            Err(Refusal { code, error, details }) => {
+                let mut line = json!({"ok": false, "code": code, "error": error});
+                if !details.is_null() {
+                    line["details"] = details;
+                }
+                line
+            }
         };
         send(&mut write, &line).await?;
     }
@@ -155,7 +168,16 @@ impl LocalApi {
                 "features": FEATURES,
             })),
             Request::Status {} => Ok(self.status()),
-            Request::Wait { dataset, timeout_ms } => return self.wait(&dataset, timeout_ms, write).await,
+            Request::Wait { dataset, timeout_ms, nodes: Some(nodes), .. } => {
+                return self.wait_for_nodes(&dataset, &nodes, timeout_ms, write).await;
+            }
+            Request::Wait { dataset, timeout_ms, key, .. } => {
+                return self.wait(&dataset, key.as_deref(), timeout_ms, write).await;
+            }
+            Request::Shards(request) => self.shards(request).await,
+            Request::Datasets {} => self.datasets().await,
+            Request::Stage(request) => self.stage(request).await,
+            Request::Add(request) => return self.add(request, write).await,
             Request::Path { dataset, key } => match self.find(&dataset).await {
                 Ok(version) => path(&version, key.as_deref()),
                 Err(refusal) => Err(refusal),
@@ -257,37 +279,44 @@ impl LocalApi {
             .collect();
         if let Some(first) = report.failures.first() {
             let detail = format!("{}: {} (repair has begun)", first.key, first.detail);
-            return Err(refusal(5, detail));
+            let fields = json!({"key": first.key, "piece": first.has_piece.then_some(first.piece),
+                "expected": first.expected, "actual": first.actual, "source": "disk", "failures": failures});
+            return Err(Refusal { code: 5, error: detail, details: fields });
         }
         Ok(
             json!({"shards_checked": report.shards_checked, "bytes_checked": report.bytes_checked, "failures": failures}),
         )
     }
 
-    /// Sends progress lines until the version is ready, failed, or the time is over.
+    /// Sends progress lines until the version (or one shard of it) is ready, failed, or the time is over.
     async fn wait(
         &self,
         dataset: &str,
+        key: Option<&str>,
         timeout_ms: Option<u64>,
         write: &mut (impl AsyncWriteExt + Unpin),
     ) -> std::io::Result<Answer> {
         let until = timeout_ms.map(|ms| Instant::now() + Duration::from_millis(ms));
         let mut shown = None;
         loop {
-            let found = self.find(dataset).await;
-            let version = match found {
+            let version = match self.find(dataset).await {
                 Ok(version) => Some(version),
                 Err(refusal) if refusal.code == 4 => None,
                 Err(refusal) => return Ok(Err(refusal)),
             };
             if let Some(version) = &version {
-                let progress = version.progress.borrow().clone();
-                if let Some((code, reason)) = progress.failed {
-                    return Ok(Err(refusal(code, reason)));
+                match path(version, key) {
+                    Err(refusal) if refusal.code == 4 => {}
+                    ended => return Ok(ended),
                 }
-                if version.is_ready() {
-                    return Ok(path(version, None));
+                let failed = version.progress.borrow().failed.clone();
+                if let Some((code, reason)) = failed {
+                    let known = self.failure_here(&version.manifest.name().to_string()).await;
+                    let details = known.map(|k| k.details).unwrap_or_default();
+                    return Ok(Err(Refusal { code, error: reason, details }));
                 }
+            } else if let Some(refused) = self.failure_here(dataset).await {
+                return Ok(Err(refused)); // refused before anything of it came here: it does not fit, for example
             }
             let line = version.as_ref().map(|v| version_status(v)).unwrap_or(json!({"state": "absent"}));
             if shown.as_ref() != Some(&line) {
@@ -298,21 +327,44 @@ impl LocalApi {
             let next = until.map_or(tick, |until| until.min(tick));
             match &version {
                 Some(version) => {
+                    let shard = key.and_then(|key| version.manifest.find(key)).map(|(shard, _)| shard);
                     let mut changes = version.progress.subscribe();
                     let ready = changes.wait_for(|p| {
-                        p.failed.is_some()
-                            || p.closed
-                            || p.sealed.len() == u64::from(version.manifest.layout().shards())
+                        let shards = u64::from(version.manifest.layout().shards());
+                        let there = shard.map_or(p.sealed.len() == shards, |shard| p.sealed.contains(shard));
+                        p.failed.is_some() || p.closed || there
                     });
                     let _ = tokio::time::timeout_at(next, ready).await;
                 }
                 None => tokio::time::sleep_until(next).await,
             }
-            if until.is_some_and(|until| Instant::now() >= until) && !version.as_ref().is_some_and(|v| v.is_ready()) {
-                let state = version.map_or("not staged here".to_owned(), |v| waiting_for(&v));
-                return Ok(Err(refusal(4, format!("{dataset} is not ready in time on node {}: {state}", self.node))));
+            if until.is_some_and(|until| Instant::now() >= until)
+                && !version.as_ref().is_some_and(|v| path(v, key).is_ok())
+            {
+                return Ok(Err(not_in_time(&self.node, dataset, key, version.as_deref())));
             }
         }
+    }
+}
+
+/// Names what is missing: a few keys, and how many in all.
+fn not_in_time(node: &str, dataset: &str, key: Option<&str>, version: Option<&LocalVersion>) -> Refusal {
+    let state = version.map_or("not staged here".to_owned(), waiting_for);
+    let missing: Vec<&str> = match (key, version) {
+        (Some(key), _) => vec![key],
+        (None, Some(version)) => {
+            let progress = version.progress.borrow();
+            let absent = version.manifest.shards().iter().zip(0u32..).filter(|(_, no)| !progress.sealed.contains(*no));
+            absent.map(|(shard, _)| shard.key.as_str()).take(MISSING_NAMED_MAX).collect()
+        }
+        (None, None) => Vec::new(),
+    };
+    let total = version.map(|v| u64::from(v.manifest.layout().shards()) - v.progress.borrow().sealed.len());
+    let thing = key.map_or(dataset.to_owned(), |key| format!("{key:?} of {dataset}"));
+    Refusal {
+        code: 4,
+        error: format!("{thing} is not ready in time on node {node}: {state}"),
+        details: json!({"missing": missing, "missing_total": total, "slow_nodes": [node]}),
     }
 }
 
