@@ -339,7 +339,7 @@ impl LocalApi {
                 None => tokio::time::sleep_until(next).await,
             }
             if until.is_some_and(|until| Instant::now() >= until)
-                && !version.as_ref().is_some_and(|v| path(v, key).is_ok())
+                && version.as_ref().is_none_or(|v| path(v, key).is_err())
             {
                 return Ok(Err(not_in_time(&self.node, dataset, key, version.as_deref())));
             }

@@ -116,6 +116,18 @@ impl ClientService for Scripted {
         Ok(Response::new(EvictReply { dataset, bytes: 3, nodes: vec![], refused }))
     }
 
+    async fn open_job(&self, _: Request<OpenJobRequest>) -> Result<Response<JobReply>, Status> {
+        Err(Status::unimplemented("no verb of these tests opens a job"))
+    }
+
+    async fn close_job(&self, _: Request<CloseJobRequest>) -> Result<Response<JobReply>, Status> {
+        Err(Status::unimplemented("no verb of these tests closes a job"))
+    }
+
+    async fn show_job(&self, _: Request<ShowJobRequest>) -> Result<Response<JobReply>, Status> {
+        Err(Status::unimplemented("no verb of these tests asks for a job"))
+    }
+
     async fn verify(&self, r: Request<VerifyDatasetRequest>) -> Result<Response<Self::VerifyStream>, Status> {
         let failure = Failure { kind: "mismatch".into(), key: "a.tar".into(), ..Failure::default() };
         let failures = if r.into_inner().dataset == "rotten" { vec![failure] } else { vec![] };
