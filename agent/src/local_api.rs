@@ -5,6 +5,7 @@
 //! socket and the lease is gone.
 
 mod fetch;
+mod reader;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,7 +29,7 @@ use crate::local::{LocalState, LocalVersion};
 use crate::storage::{Lease, Store};
 
 /// What this agent can do beyond the first version of the protocol: clients ask before they use it.
-const FEATURES: [&str; 1] = ["fetch"];
+const FEATURES: [&str; 2] = ["fetch", "reader"];
 
 /// What the socket's clients are answered from.
 pub(crate) struct LocalApi {
@@ -48,6 +49,7 @@ enum Request {
     Path { dataset: String, key: Option<String> },
     Fetch { dataset: String, key: String, timeout_ms: Option<u64> },
     Wait { dataset: String, timeout_ms: Option<u64> },
+    Reader(reader::Announcement),
     Pin { dataset: String },
     Unpin { dataset: String },
     Lease { dataset: String },
@@ -103,10 +105,16 @@ pub(crate) async fn serve(listener: UnixListener, api: Arc<LocalApi>, shutdown: 
     }
 }
 
+/// What a connection holds: it goes with it.
+struct Held {
+    leases: Vec<Lease>,
+    readers: reader::Readers,
+}
+
 async fn client(stream: UnixStream, api: &LocalApi) -> std::io::Result<()> {
     let (read, mut write) = stream.into_split();
     let mut read = BufReader::new(read);
-    let mut leases: Vec<Lease> = Vec::new();
+    let mut held = Held { leases: Vec::new(), readers: reader::Readers::new(api.inputs.clone()) };
     loop {
         let mut line = Vec::new();
         let n = (&mut read).take(SOCKET_LINE_BYTES_MAX as u64).read_until(b'\n', &mut line).await?;
@@ -117,7 +125,7 @@ async fn client(stream: UnixStream, api: &LocalApi) -> std::io::Result<()> {
             _ if line.last() != Some(&b'\n') => {
                 Err(refusal(2, format!("request over {SOCKET_LINE_BYTES_MAX} bytes or cut short")))
             }
-            Ok(request) => api.answer(request, &mut leases, &mut write).await?,
+            Ok(request) => api.answer(request, &mut held, &mut write).await?,
             Err(error) => Err(refusal(2, format!("not a request: {error}"))),
         };
         let line = match answer {
@@ -144,7 +152,7 @@ impl LocalApi {
     async fn answer(
         &self,
         request: Request,
-        leases: &mut Vec<Lease>,
+        held: &mut Held,
         write: &mut (impl AsyncWriteExt + Unpin),
     ) -> std::io::Result<Answer> {
         Ok(match request {
@@ -158,11 +166,12 @@ impl LocalApi {
                 Ok(version) => path(&version, key.as_deref()),
                 Err(refusal) => Err(refusal),
             },
+            Request::Reader(announcement) => reader::announce(self, announcement, &mut held.readers).await,
             Request::Fetch { dataset, key, timeout_ms } => {
                 return fetch::fetch(self, &dataset, &key, timeout_ms, write).await;
             }
             Request::Lease { dataset } => self.find(&dataset).await.map(|version| {
-                leases.push(self.store.lease(&version.manifest.digest()));
+                held.leases.push(self.store.lease(&version.manifest.digest()));
                 json!({"dataset": version.manifest.name().to_string()})
             }),
             Request::Pin { dataset } => self.pin(&dataset, true).await,

@@ -6,6 +6,7 @@
 
 use std::path::PathBuf;
 
+use millstream_coordinator_core::event::Placement;
 use millstream_types::{Crc64, DatasetRef, Digest, PieceNo, PieceRange, StageId};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -42,10 +43,24 @@ pub struct StageRecord {
     pub nodes: Vec<String>,
     /// `Some(R)`: spread over R nodes; `None`: everything everywhere.
     pub spread: Option<u32>,
+    /// Nothing by itself: what readers announce comes ahead of them.
+    #[serde(default)]
+    pub window: bool,
     /// Higher goes first.
     pub priority: u32,
     /// When it was asked for.
     pub created_unix_s: i64,
+}
+
+impl StageRecord {
+    /// How it places shards.
+    pub fn placement(&self) -> Placement {
+        match (self.window, self.spread) {
+            (true, _) => Placement::Window,
+            (false, Some(r)) => Placement::Spread(r),
+            (false, None) => Placement::Replicate,
+        }
+    }
 }
 
 /// One durable change. Several in one [`CatalogStore::commit`] happen together or not at all.

@@ -13,3 +13,4 @@ mod faults;
 mod harness;
 mod spread;
 mod watcher;
+mod window;

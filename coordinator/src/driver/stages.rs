@@ -64,11 +64,7 @@ impl State {
                 reason: format!("{} is over {PRIORITY_MAX}", request.priority),
             });
         }
-        let spread = match placement {
-            Placement::Replicate => None,
-            Placement::Spread(r) => Some(r),
-        };
-        let same = |s: &&Stage| s.dataset == dataset && s.nodes == nodes && s.record.spread == spread;
+        let same = |s: &&Stage| s.dataset == dataset && s.nodes == nodes && s.record.placement() == placement;
         let old = self.stages.values().find(same).cloned();
         let mut reply =
             v1::StageReply { stage: 0, dataset: name.clone(), nodes: self.names(&nodes), joined_existing: false };
@@ -91,7 +87,8 @@ impl State {
             id: self.next_stage,
             digest: digest.to_string(),
             nodes: reply.nodes.clone(),
-            spread,
+            spread: if let Placement::Spread(r) = placement { Some(r) } else { None },
+            window: placement == Placement::Window,
             priority: request.priority,
             created_unix_s: unix_s(),
         };
@@ -129,7 +126,7 @@ impl State {
             stage,
             dataset,
             nodes: nodes.clone(),
-            placement: record.spread.map_or(Placement::Replicate, Placement::Spread),
+            placement: record.placement(),
             priority: record.priority,
         };
         self.stages.insert(stage, Stage { record, dataset, nodes });
@@ -177,11 +174,12 @@ fn parse_placement(text: &str, nodes: usize) -> Asked<Placement> {
     let usage = |reason: String| RequestError::Usage { field: "placement", reason };
     match text {
         "" | "replicate" => return Ok(Placement::Replicate),
+        "window" => return Ok(Placement::Window),
         _ => {}
     }
     let replicas = text.strip_prefix("spread=").and_then(|r| r.parse::<u32>().ok());
     match replicas {
-        Some(0) | None => Err(usage(format!("{:?} is not replicate or spread=R", crate::nodes::short(text)))),
+        Some(0) | None => Err(usage(format!("{:?} is not replicate, spread=R or window", crate::nodes::short(text)))),
         Some(r) if r as usize > nodes => Err(usage(format!("spread={r} needs {r} nodes, and {nodes} are chosen"))),
         Some(r) => Ok(Placement::Spread(r)),
     }
