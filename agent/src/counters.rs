@@ -8,6 +8,20 @@ use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusRecorder};
 
 use crate::limits::LAST_ERRORS_MAX;
 
+/// All metrics of an agent: name, labels, help. Mirrored in `docs/metrics.md`.
+const METRICS: [(&str, &[&str], &str); 10] = [
+    ("millstream_received_bytes_total", &["source"], "Bytes of accepted pieces."),
+    ("millstream_sent_bytes_total", &["transport"], "Piece bytes sent to peers."),
+    ("millstream_verified_pieces_total", &[], "Pieces that matched the manifest."),
+    ("millstream_checksum_failures_total", &["source", "reason"], "Bytes that did not match."),
+    ("millstream_fallbacks_total", &["from", "to", "reason"], "Something slower was used than what was wanted."),
+    ("millstream_shards", &["state"], "Shards on this node."),
+    ("millstream_cache_bytes", &["class"], "Bytes on disk."),
+    ("millstream_evictions_total", &["cause"], "Versions evicted, and shards dropped behind readers."),
+    ("millstream_extent_duration_seconds", &[], "From an assignment to its completion."),
+    ("millstream_build_info", &["version", "role"], "Always 1."),
+];
+
 /// A counter that only grows.
 #[derive(Debug, Default)]
 pub struct Count(AtomicU64);
@@ -159,6 +173,13 @@ impl Counters {
 
     fn mirror(&self) {
         use metrics::{counter, gauge};
+        for (name, _, help) in METRICS {
+            match name {
+                _ if name.ends_with("_total") => metrics::describe_counter!(name, help),
+                _ if name.ends_with("_seconds") => metrics::describe_histogram!(name, help),
+                _ => metrics::describe_gauge!(name, help),
+            }
+        }
         for (source, count) in
             [("origin", &self.received_origin), ("rdma", &self.received_rdma), ("tcp", &self.received_tcp)]
         {
@@ -189,5 +210,53 @@ impl Counters {
         gauge!("millstream_rdma_devices").set(self.rdma_devices.get() as f64);
         counter!("millstream_rdma_copied_bytes_total").absolute(self.rdma_copied.get());
         gauge!("millstream_build_info", "version" => env!("CARGO_PKG_VERSION"), "role" => "agent").set(1.0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Names, kinds and labels of the metrics of agents in `docs/metrics.md`.
+    fn documented() -> BTreeMap<String, (String, Vec<String>)> {
+        let text = include_str!("../../docs/metrics.md");
+        let (_, section) = text.split_once("\n## Agents\n").expect("the heading");
+        let section = section.split("\n## ").next().unwrap_or_default();
+        let rows = section.lines().filter(|l| l.starts_with("| `millstream_"));
+        let ticked = |cell: &str| cell.split('`').skip(1).step_by(2).map(str::to_owned).collect::<Vec<_>>();
+        let row = |line: &str| {
+            let cells: Vec<&str> = line.split('|').map(str::trim).collect();
+            (ticked(cells[1]).remove(0), (cells[2].to_owned(), ticked(cells[3])))
+        };
+        rows.map(row).collect()
+    }
+
+    #[test]
+    fn the_page_and_the_constants_say_the_same() {
+        let ours = METRICS.map(|(name, labels, _)| {
+            let kind = match name {
+                _ if name.ends_with("_total") => "counter",
+                _ if name.ends_with("_seconds") => "histogram",
+                _ => "gauge",
+            };
+            (name.to_owned(), (kind.to_owned(), labels.iter().map(|&l| l.to_owned()).collect()))
+        });
+        assert_eq!(documented(), BTreeMap::from(ours));
+    }
+
+    #[test]
+    fn what_is_rendered_is_in_the_constants() {
+        let counters = Counters::default();
+        counters.fallback("uring", "blocking", "a test");
+        counters.checksum_failure("tcp", "piece");
+        counters.eviction("request");
+        counters.extent_duration(0.5);
+        let text = counters.render();
+        let kinds = text.lines().filter_map(|l| l.strip_prefix("# TYPE ")?.split(' ').next());
+        let mut rendered: Vec<&str> = kinds.collect();
+        rendered.sort_unstable();
+        let mut named = METRICS.map(|m| m.0);
+        named.sort_unstable();
+        assert_eq!(rendered, named);
     }
 }

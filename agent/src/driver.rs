@@ -5,7 +5,7 @@
 //! actions out; [`orders`] and [`report`] translate between the wire and the core.
 //! Non-goals: policy. Whatever chooses, orders, retries or gives up is in the core.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -31,10 +31,12 @@ use crate::transport::{Carrier, Transport};
 mod care;
 mod carry;
 mod orders;
+mod readers;
 mod report;
 mod versions;
 
 pub(crate) use carry::failure;
+pub(crate) use readers::ReaderMove;
 pub(crate) use versions::{OpenFailure, Opened};
 
 /// What tasks tell the driver.
@@ -63,6 +65,10 @@ pub(crate) enum Input {
 
 /// What the Unix socket may ask of the driver.
 pub(crate) enum Ask {
+    /// A reader on this node moved.
+    Reader(ReaderMove),
+    /// Its connection ended.
+    ReaderGone { digest: Digest, reader: u64 },
     /// Re-read and re-check every byte of a version: shards checked, bytes, and what was bad.
     Verify { digest: Digest, answer: oneshot::Sender<v1::VerifyReport> },
 }
@@ -131,6 +137,10 @@ pub(crate) struct Driver {
     discarding: BTreeMap<(DatasetId, ShardNo), Vec<PieceToWrite>>,
     /// The carrier of the bytes that were rejected last; the report of the failure follows at once.
     rejected_by: Option<Carrier>,
+    /// Readers on this node.
+    readers: BTreeMap<(Digest, u64), readers::Reader>,
+    /// Shards that the coordinator told us to drop, and whose bytes are being removed.
+    dropping: BTreeSet<(DatasetId, ShardNo)>,
     rates: Rates,
 }
 
@@ -160,6 +170,8 @@ impl Driver {
             fetches: HashMap::new(),
             discarding: BTreeMap::new(),
             rejected_by: None,
+            readers: BTreeMap::new(),
+            dropping: BTreeSet::new(),
             rates: Rates::default(),
         }
     }

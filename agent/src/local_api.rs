@@ -5,6 +5,7 @@
 //! socket and the lease is gone.
 
 mod fetch;
+mod reader;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,7 +31,7 @@ use crate::storage::{Lease, Store};
 mod cluster;
 
 /// What this agent can do beyond the first protocol; clients look here before they ask for it.
-const FEATURES: [&str; 7] = ["fetch", "shards", "datasets", "stage", "add", "wait-nodes", "wait-key"];
+const FEATURES: [&str; 8] = ["fetch", "reader", "shards", "datasets", "stage", "add", "wait-nodes", "wait-key"];
 
 /// What the socket's clients are answered from.
 pub(crate) struct LocalApi {
@@ -52,6 +53,7 @@ enum Request {
     Path { dataset: String, key: Option<String> },
     Fetch { dataset: String, key: String, timeout_ms: Option<u64> },
     Wait { dataset: String, timeout_ms: Option<u64>, key: Option<String>, nodes: Option<String> },
+    Reader(reader::Announcement),
     Pin { dataset: String },
     Unpin { dataset: String },
     Lease { dataset: String },
@@ -112,10 +114,16 @@ pub(crate) async fn serve(listener: UnixListener, api: Arc<LocalApi>, shutdown: 
     }
 }
 
+/// What a connection holds: it goes with it.
+struct Held {
+    leases: Vec<Lease>,
+    readers: reader::Readers,
+}
+
 async fn client(stream: UnixStream, api: &LocalApi) -> std::io::Result<()> {
     let (read, mut write) = stream.into_split();
     let mut read = BufReader::new(read);
-    let mut leases: Vec<Lease> = Vec::new();
+    let mut held = Held { leases: Vec::new(), readers: reader::Readers::new(api.inputs.clone()) };
     loop {
         let mut line = Vec::new();
         let n = (&mut read).take(SOCKET_LINE_BYTES_MAX as u64).read_until(b'\n', &mut line).await?;
@@ -126,7 +134,7 @@ async fn client(stream: UnixStream, api: &LocalApi) -> std::io::Result<()> {
             _ if line.last() != Some(&b'\n') => {
                 Err(refusal(2, format!("request over {SOCKET_LINE_BYTES_MAX} bytes or cut short")))
             }
-            Ok(request) => api.answer(request, &mut leases, &mut write).await?,
+            Ok(request) => api.answer(request, &mut held, &mut write).await?,
             Err(error) => Err(refusal(2, format!("not a request: {error}"))),
         };
         let line = match answer {
@@ -159,7 +167,7 @@ impl LocalApi {
     async fn answer(
         &self,
         request: Request,
-        leases: &mut Vec<Lease>,
+        held: &mut Held,
         write: &mut (impl AsyncWriteExt + Unpin),
     ) -> std::io::Result<Answer> {
         Ok(match request {
@@ -182,11 +190,12 @@ impl LocalApi {
                 Ok(version) => path(&version, key.as_deref()),
                 Err(refusal) => Err(refusal),
             },
+            Request::Reader(announcement) => reader::announce(self, announcement, &mut held.readers).await,
             Request::Fetch { dataset, key, timeout_ms } => {
                 return fetch::fetch(self, &dataset, &key, timeout_ms, write).await;
             }
             Request::Lease { dataset } => self.find(&dataset).await.map(|version| {
-                leases.push(self.store.lease(&version.manifest.digest()));
+                held.leases.push(self.store.lease(&version.manifest.digest()));
                 json!({"dataset": version.manifest.name().to_string()})
             }),
             Request::Pin { dataset } => self.pin(&dataset, true).await,

@@ -201,7 +201,7 @@ pub struct StageArgs {
     /// all, self, job (the nodes of this Slurm job), names with commas, or a host list such as node[001-016]
     #[arg(long, default_value = "all")]
     pub nodes: String,
-    /// replicate (every node everything) or spread=R (every shard on R nodes)
+    /// replicate (every node everything), spread=R (every shard on R nodes), or window (ahead of the readers there)
     #[arg(long, default_value = "replicate")]
     pub placement: String,
     /// Higher goes first

@@ -46,6 +46,17 @@ pub(crate) enum Input {
 #[derive(Clone)]
 pub(crate) struct DriverHandle(mpsc::Sender<Input>);
 
+/// The same, for the state itself: it does not keep its own inputs open.
+#[derive(Clone)]
+pub(crate) struct WeakHandle(mpsc::WeakSender<Input>);
+
+impl WeakHandle {
+    /// While somebody else has a handle.
+    pub(crate) fn upgrade(&self) -> Option<DriverHandle> {
+        self.0.upgrade().map(DriverHandle)
+    }
+}
+
 impl DriverHandle {
     /// Passes an input on; waits while the driver is behind. False when the driver has ended.
     pub(crate) async fn send(&self, input: Input) -> bool {
@@ -89,8 +100,9 @@ impl Clock {
 }
 
 /// Starts the driver. It ends when `stop` is cancelled; sessions and watchers end with it.
-pub(crate) fn start(state: State, stop: CancellationToken) -> (DriverHandle, JoinHandle<()>) {
+pub(crate) fn start(mut state: State, stop: CancellationToken) -> (DriverHandle, JoinHandle<()>) {
     let (tx, rx) = mpsc::channel(INPUTS_MAX);
+    state.handle = Some(WeakHandle(tx.downgrade()));
     let task = tokio::spawn(drive(state, rx, stop));
     (DriverHandle(tx), task)
 }

@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use millstream_coordinator_core::event::Source;
+use millstream_coordinator_core::event::{Placement, Source};
 use millstream_types::{DatasetId, NodeId, Time};
 
 use crate::limits::JOBS_ENDED_MAX;
@@ -20,7 +20,7 @@ pub(crate) type Place = (DatasetId, NodeId);
 pub(crate) struct Want {
     pub(crate) dataset: DatasetId,
     pub(crate) nodes: Vec<NodeId>,
-    pub(crate) spread: Option<u32>,
+    pub(crate) placement: Placement,
 }
 
 /// A job that has not ended.
@@ -304,7 +304,7 @@ mod tests {
     }
 
     fn want(nodes: &[NodeId]) -> Vec<Want> {
-        vec![Want { dataset: D, nodes: nodes.to_vec(), spread: None }]
+        vec![Want { dataset: D, nodes: nodes.to_vec(), placement: Placement::Replicate }]
     }
 
     #[test]

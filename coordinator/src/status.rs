@@ -330,6 +330,7 @@ impl State {
                     nodes: stage.record.nodes.clone(),
                     placement: match view.placement {
                         Placement::Replicate => "replicate".into(),
+                        Placement::Window => "window".into(),
                         Placement::Spread(r) => format!("spread={r}"),
                     },
                     priority: view.priority,

@@ -6,6 +6,7 @@
 
 use std::path::PathBuf;
 
+use millstream_coordinator_core::event::Placement;
 use millstream_types::{Crc64, DatasetRef, Digest, PieceNo, PieceRange, StageId};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -42,6 +43,9 @@ pub struct StageRecord {
     pub nodes: Vec<String>,
     /// `Some(R)`: spread over R nodes; `None`: everything everywhere.
     pub spread: Option<u32>,
+    /// Nothing by itself: what readers announce comes ahead of them.
+    #[serde(default)]
+    pub window: bool,
     /// Higher goes first.
     pub priority: u32,
     /// When it was asked for.
@@ -60,6 +64,9 @@ pub struct WantRecord {
     pub nodes: Vec<String>,
     /// `Some(R)`: spread over R nodes; `None`: everything everywhere.
     pub spread: Option<u32>,
+    /// Ahead of readers, gone behind them.
+    #[serde(default)]
+    pub window: bool,
 }
 
 /// A job of a batch scheduler as it is remembered.
@@ -95,6 +102,37 @@ pub struct JobRecord {
     pub shared_bytes: u64,
     /// How it ended, in words.
     pub outcome: String,
+}
+
+impl StageRecord {
+    /// How it places shards.
+    pub fn placement(&self) -> Placement {
+        placement(self.window, self.spread)
+    }
+}
+
+impl WantRecord {
+    /// How it places shards.
+    pub fn placement(&self) -> Placement {
+        placement(self.window, self.spread)
+    }
+}
+
+fn placement(window: bool, spread: Option<u32>) -> Placement {
+    match (window, spread) {
+        (true, _) => Placement::Window,
+        (false, Some(r)) => Placement::Spread(r),
+        (false, None) => Placement::Replicate,
+    }
+}
+
+/// A placement as records keep it: window, spread.
+pub(crate) fn placed(placement: Placement) -> (bool, Option<u32>) {
+    match placement {
+        Placement::Replicate => (false, None),
+        Placement::Spread(r) => (false, Some(r)),
+        Placement::Window => (true, None),
+    }
 }
 
 /// One durable change. Several in one [`CatalogStore::commit`] happen together or not at all.

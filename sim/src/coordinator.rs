@@ -22,6 +22,7 @@ pub(crate) struct Coordinator {
     layout: Arc<Layout>,
     shard_checksums: Arc<[Option<OriginChecksum>]>,
     nodes: u32,
+    placement: Placement,
     /// Checksums on disk.
     persisted: BTreeMap<PieceNo, Crc64>,
     /// How often it was started.
@@ -47,6 +48,7 @@ impl Coordinator {
             layout,
             shard_checksums,
             nodes: scenario.nodes,
+            placement: if scenario.loaders.is_some() { Placement::Window } else { Placement::Replicate },
             persisted: known,
             incarnation: 0,
             stage_finished: None,
@@ -82,7 +84,7 @@ impl Coordinator {
             stage: STAGE,
             dataset: DATASET,
             nodes: (0..self.nodes).map(NodeId).collect(),
-            placement: Placement::Replicate,
+            placement: self.placement,
             priority: 0,
         };
         actions.extend(self.handle(now, stage));

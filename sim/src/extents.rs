@@ -213,7 +213,10 @@ impl World {
                     *node
                 }
                 Order::Checksums { .. } | Order::PersistChecksums { .. } | Order::Note(_) => continue,
-                Order::DiscardShard { .. } | Order::Evict { .. } => {
+                Order::DiscardShard { .. }
+                | Order::Evict { .. }
+                | Order::DropShards { .. }
+                | Order::AskOrigin { .. } => {
                     self.checks.that(false, || "an order that nobody gave reason for");
                     continue;
                 }
@@ -305,6 +308,9 @@ impl World {
             requeues: counters.requeues,
             coordinator_memory_bytes: self.coordinator.memory_bytes as u64,
             node_orders_max: self.node_orders_max,
+            waited_part: 0.0,
+            dropped: 0,
+            handed_over: 0,
             wall_s: 0.0,
         }
     }

@@ -18,7 +18,7 @@ mod trace;
 
 pub use outcome::Outcome;
 pub use rng::Rng;
-pub use scenario::{Fault, FaultKind, Fidelity, Scenario};
+pub use scenario::{Fault, FaultKind, Fidelity, Loaders, Scenario};
 
 /// Runs a scenario to its end: everything that can be complete is, or the time is up.
 pub fn run(scenario: Scenario) -> Outcome {

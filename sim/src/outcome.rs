@@ -51,6 +51,12 @@ pub struct Outcome {
     pub coordinator_memory_bytes: u64,
     /// Most orders that one node had in hand.
     pub node_orders_max: u64,
+    /// The part of its time that a loader waited for shards, on average; zero without loaders.
+    pub waited_part: f64,
+    /// Shards dropped behind loaders.
+    pub dropped: u64,
+    /// Last copies that moved to a node with room.
+    pub handed_over: u64,
     /// Seconds that the run itself took on this machine; zero unless the caller measured it.
     pub wall_s: f64,
 }

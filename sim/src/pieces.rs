@@ -6,6 +6,7 @@
 
 mod control;
 mod faults;
+mod loaders;
 mod network;
 mod node;
 
@@ -23,6 +24,7 @@ use crate::outcome::Outcome;
 use crate::rng::{Rng, mix};
 use crate::scenario::Scenario;
 use crate::trace::Trace;
+use loaders::Loader;
 use network::{Job, Origin};
 use node::Node;
 
@@ -106,6 +108,14 @@ enum Event {
         epoch: u32,
         shard: ShardNo,
     },
+    /// The answer of the origin to the coordinator.
+    OriginSays {
+        shards: RunSet,
+    },
+    /// A loader has read its shard.
+    LoaderRead {
+        node: u32,
+    },
     SessionLost {
         node: u32,
         incarnation: u32,
@@ -131,6 +141,7 @@ struct World {
     origin: Origin,
     messages: u64,
     faults_left: usize,
+    loaders: Vec<Loader>,
     node_orders_max: u64,
     done_at: Option<Time>,
 }
@@ -194,6 +205,7 @@ impl World {
             nodes,
             messages: 0,
             faults_left: scenario.faults.len(),
+            loaders: Loader::all(&scenario),
             node_orders_max: 0,
             done_at: None,
             layout,
@@ -243,6 +255,8 @@ impl World {
                 self.written(node, epoch, piece, crc, from_origin)
             }
             Event::Sealed { node, epoch, shard } => self.sealed(node, epoch, shard),
+            Event::OriginSays { shards } => self.origin_says(shards),
+            Event::LoaderRead { node } => self.loader_read(node),
             Event::SessionLost { node, incarnation } => self.session_lost(node, incarnation),
             Event::Fault(i) => self.fault(i),
             Event::CoordinatorUp => self.coordinator_up(),
@@ -251,6 +265,9 @@ impl World {
 
     /// Nothing is left to happen: all faults came, all live nodes have everything, the coordinator knows.
     fn is_over(&mut self) -> bool {
+        if !self.loaders.is_empty() {
+            return self.faults_left == 0 && self.all_read();
+        }
         if self.faults_left > 0 || !self.coordinator.is_up() || !self.nodes.iter().all(|n| n.is_settled(&self.layout)) {
             self.done_at = None;
             return false;
@@ -272,7 +289,10 @@ impl World {
 
     fn outcome(mut self) -> Outcome {
         let (bound_s, bound_by) = self.scenario.bound();
-        let settled = self.faults_left == 0 && self.nodes.iter().all(|n| n.is_settled(&self.layout));
+        let settled = match self.loaders.is_empty() {
+            true => self.faults_left == 0 && self.nodes.iter().all(|n| n.is_settled(&self.layout)),
+            false => self.faults_left == 0 && self.all_read(),
+        };
         self.checks.that(settled, || "not all live nodes got everything");
         let bytes = self.layout.bytes();
         let last = |unharmed: bool| {
@@ -281,12 +301,13 @@ impl World {
             nodes.map(|n| n.last_seal.as_secs_f64()).fold(0.0, f64::max)
         };
         let (elapsed_s, elapsed_unharmed_s) = (last(false), last(true));
-        if self.scenario.faults.is_empty() {
+        if self.scenario.faults.is_empty() && self.loaders.is_empty() {
             let most = bytes + bytes / 50;
             let read = self.origin.sent_bytes;
             self.checks.that(read <= most, || format!("the origin sent {read} bytes of {bytes}"));
         }
         let counters = self.coordinator.counters();
+        let waited_part = self.waited_part();
         Outcome {
             seed: self.scenario.seed,
             nodes: self.scenario.nodes,
@@ -311,6 +332,9 @@ impl World {
             requeues: counters.requeues,
             coordinator_memory_bytes: self.coordinator.memory_bytes as u64,
             node_orders_max: self.node_orders_max,
+            waited_part,
+            dropped: counters.dropped,
+            handed_over: counters.handed_over,
             wall_s: 0.0,
         }
     }

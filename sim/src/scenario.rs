@@ -45,12 +45,25 @@ pub struct Scenario {
     pub buffer_bytes: u64,
     /// What goes wrong, and when.
     pub faults: Vec<Fault>,
+    /// Loaders that read on the nodes, instead of a stage that brings everything everywhere.
+    pub loaders: Option<Loaders>,
     /// Settings of the coordinator's core.
     pub core: CoreConfig,
     /// Simulated time after which a run counts as stuck.
     pub time_max_us: u64,
     /// Spell out every event and order on stderr.
     pub aloud: bool,
+}
+
+/// One loader on each node, and how much of the dataset a node may hold.
+#[derive(Clone, Debug)]
+pub struct Loaders {
+    /// The shards that each node's loader reads, in order.
+    pub orders: Vec<Vec<u32>>,
+    /// Bytes per second that a loader reads.
+    pub bytes_per_s: f64,
+    /// Bytes of the dataset that a node may hold.
+    pub room_bytes: u64,
 }
 
 /// Something that happens to the cluster.
@@ -126,6 +139,7 @@ impl Scenario {
             origin_checksums: true,
             buffer_bytes: 1 << 30,
             faults: Vec::new(),
+            loaders: None,
             core: CoreConfig { link_bytes_per_s: link, ..CoreConfig::default() },
             time_max_us: 3_600_000_000,
             aloud: false,
@@ -135,6 +149,24 @@ impl Scenario {
     /// Adds a fault.
     pub fn with(mut self, at_us: u64, kind: FaultKind) -> Scenario {
         self.faults.push(Fault { at_us, kind });
+        self
+    }
+
+    /// Every node reads everything once, each in an order of its own or all in the same, with a cache of this part of
+    /// the dataset.
+    pub fn epoch(mut self, same_order: bool, cache_part: f64, bytes_per_s: f64) -> Scenario {
+        let shards = self.shards.len() as u32;
+        let shuffled = |stream: u64| {
+            let mut rng = Rng::new(self.seed, stream);
+            let mut order: Vec<u32> = (0..shards).collect();
+            for i in (1..order.len()).rev() {
+                order.swap(i, rng.below(i as u64 + 1) as usize);
+            }
+            order
+        };
+        let orders = (0..u64::from(self.nodes)).map(|n| shuffled(if same_order { 100 } else { 100 + n })).collect();
+        let room_bytes = (self.bytes() as f64 * cache_part) as u64;
+        self.loaders = Some(Loaders { orders, bytes_per_s, room_bytes });
         self
     }
 

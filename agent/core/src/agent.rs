@@ -156,6 +156,7 @@ impl AgentCore {
             }
             Event::SealFailed { dataset, shard, detail } => self.seal_failed(now, dataset, shard, detail),
             Event::DiscardShard { dataset, shard } => self.discard_shard(now, dataset, shard),
+            Event::DropShard { dataset, shard } => self.drop_shard(now, dataset, shard),
             Event::ShardLost { dataset, shard, reason } => self.shard_lost(now, dataset, shard, reason),
             Event::BuffersFree { bytes } => {
                 let room = self.charged_bytes.saturating_add(bytes);

@@ -205,6 +205,13 @@ pub enum Event {
         /// The shard.
         shard: ShardNo,
     },
+    /// The coordinator says that a shard is not needed here any more. What is known of its pieces stays known.
+    DropShard {
+        /// The version.
+        dataset: DatasetId,
+        /// The shard.
+        shard: ShardNo,
+    },
     /// Pieces of a shard on disk turned out bad (scrub, verify): the shell removed the file.
     ShardLost {
         /// The version.

@@ -59,6 +59,8 @@ impl Driver {
 
     pub(super) fn apply_ask(&mut self, ask: Ask) {
         match ask {
+            Ask::Reader(moved) => self.reader_moved(moved),
+            Ask::ReaderGone { digest, reader } => self.reader_gone(digest, reader),
             Ask::Verify { digest, answer } => match self.by_digest.get(&digest) {
                 Some(&dataset) => self.start_verify(dataset, 0, Some(answer)),
                 None => drop(answer.send(v1::VerifyReport { done: true, ..Default::default() })),

@@ -216,6 +216,7 @@ impl Driver {
         for write in waiting {
             self.start_write(dataset, write);
         }
+        self.dropped(dataset, shard);
         if let Some(reason) = lost {
             self.handle(Event::ShardLost { dataset, shard, reason });
         }

@@ -22,6 +22,7 @@ impl Driver {
             Order::Detach(detach) => detach.dataset,
             Order::Verify(verify) => verify.dataset,
             Order::Pin(pin) => pin.dataset,
+            Order::Drop(drop) => drop.dataset,
             Order::HeartbeatAck(_) | Order::Welcome(_) | Order::Refused(_) | Order::Batch(_) => return,
         };
         let Some(&dataset) = self.from_wire.get(&wire) else {
@@ -77,6 +78,7 @@ impl Driver {
             }
             Order::Verify(verify) => self.start_verify(dataset, verify.request, None),
             Order::Pin(pin) => self.set_pin(dataset, pin.pinned),
+            Order::Drop(drop) => self.drop_shards(dataset, drop.shards.unwrap_or_default()),
             _ => {}
         }
     }
@@ -164,5 +166,6 @@ impl Driver {
             sealed_shards: Some(millstream_proto::convert::set_to_runs(&sealed)),
             origin_read,
         }));
+        self.announce_readers(digest);
     }
 }

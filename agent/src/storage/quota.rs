@@ -85,6 +85,11 @@ impl Quota {
         self.capacity.saturating_sub(self.versions.values().map(Held::committed).sum())
     }
 
+    /// Bytes that a version may have in all.
+    pub fn room(&self, digest: &Digest) -> u64 {
+        self.free() + self.versions.get(digest).map_or(0, Held::committed)
+    }
+
     /// Changes what a version has.
     pub fn update(&mut self, digest: &Digest, change: impl FnOnce(&mut Held)) {
         change(self.versions.entry(*digest).or_default());

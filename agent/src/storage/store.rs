@@ -202,6 +202,11 @@ impl Store {
         self.quota().free()
     }
 
+    /// Bytes that a version may have in all.
+    pub fn room_bytes(&self, digest: &Digest) -> u64 {
+        self.quota().room(digest)
+    }
+
     /// Bytes on this node.
     pub fn usage(&self) -> Usage {
         self.quota().usage(|digest| self.pins.keeper(digest) != Keeper::Nobody)

@@ -54,11 +54,11 @@ pub async fn run(args: StageArgs) -> Result<()> {
 
 fn check_placement(text: &str) -> Result<()> {
     let spread = text.strip_prefix("spread=").and_then(|r| r.parse::<u32>().ok()).is_some_and(|r| r > 0);
-    if text == "replicate" || spread {
+    if matches!(text, "replicate" | "window") || spread {
         return Ok(());
     }
-    Err(Failure::usage(format!("--placement {text}"), "is not replicate or spread=R")
-        .next("write --placement replicate, or --placement spread=2"))
+    Err(Failure::usage(format!("--placement {text}"), "is not replicate, spread=R or window")
+        .next("write --placement replicate, --placement spread=2, or --placement window"))
 }
 
 #[cfg(test)]
@@ -67,9 +67,14 @@ mod tests {
 
     #[test]
     fn placements() {
-        for (text, good) in
-            [("replicate", true), ("spread=2", true), ("spread=0", false), ("spread", false), ("x", false)]
-        {
+        for (text, good) in [
+            ("replicate", true),
+            ("window", true),
+            ("spread=2", true),
+            ("spread=0", false),
+            ("spread", false),
+            ("x", false),
+        ] {
             assert_eq!(check_placement(text).is_ok(), good, "{text}");
         }
     }

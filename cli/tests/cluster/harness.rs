@@ -90,6 +90,13 @@ impl Daemon {
         self.ready = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
     }
 
+    /// Starts it again with another value of an argument.
+    pub fn restart_with(&mut self, argument: &str, value: &str) {
+        let at = self.arguments.iter().position(|a| a == argument).unwrap();
+        self.arguments[at + 1] = value.into();
+        self.restart();
+    }
+
     /// Starts it without waiting.
     pub fn spawn(&mut self) {
         assert!(self.child.is_none(), "{} runs", self.name);

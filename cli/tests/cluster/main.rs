@@ -11,5 +11,7 @@ mod copies;
 mod crashes;
 mod faults;
 mod harness;
+mod metrics;
 mod spread;
 mod watcher;
+mod window;

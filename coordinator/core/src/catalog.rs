@@ -119,6 +119,8 @@ pub(crate) struct Replica {
     pub(crate) resend: bool,
     /// The node cannot or shall not have it; why.
     pub(crate) refused: Option<String>,
+    /// Shards that it was told to drop, and has not answered.
+    pub(crate) dropping: RunSet,
     /// What stages want here.
     pub(crate) staged: Wanted,
     /// What the node asked for itself: whole placement groups.
@@ -157,6 +159,8 @@ pub(crate) struct Dataset {
     /// All extents before this word of `seeded` are seeded or failed.
     low: usize,
     replicas: Vec<Option<Box<Replica>>>,
+    /// Readers, where there are any.
+    pub(crate) window: Option<crate::window::Window>,
     pub(crate) stages: Vec<StageId>,
     pub(crate) priority: u32,
     pub(crate) failed: BTreeMap<ShardNo, ShardFailure>,
@@ -196,6 +200,7 @@ impl Dataset {
             seeded: Bits::default(),
             low: 0,
             replicas: Vec::new(),
+            window: None,
             stages: Vec::new(),
             priority: 0,
             failed: BTreeMap::new(),

@@ -59,10 +59,14 @@ impl Core {
     }
 
     /// What counts as a copy on a node: visible there, the node is with us, trusted, and not about to drop it.
-    fn copies_on(&self, ds: &Dataset, now: Time, node: NodeId) -> RunSet {
+    pub(crate) fn copies_on(&self, ds: &Dataset, now: Time, node: NodeId) -> RunSet {
         let trusted = self.nodes.get(node).is_some_and(|n| n.serves() && !n.quarantine.distrusted(now));
         match ds.replica(node) {
-            Some(replica) if trusted && !replica.leaving => replica.sealed.clone(),
+            Some(replica) if trusted && !replica.leaving => {
+                let mut copies = replica.sealed.clone();
+                copies.remove_all(&replica.dropping);
+                copies
+            }
             _ => RunSet::new(),
         }
     }

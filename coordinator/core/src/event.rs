@@ -40,6 +40,8 @@ pub enum Placement {
     Replicate,
     /// Each shard on this many nodes of the stage (chosen by rendezvous hashing).
     Spread(u32),
+    /// Nothing by itself: what readers on the nodes announce comes ahead of them, and goes behind them.
+    Window,
 }
 
 /// What went wrong with a fetch. The names of [`FailureKind::as_str`] are what travels and what people see.
@@ -222,6 +224,44 @@ pub enum Event {
         dataset: DatasetId,
         /// Which.
         shards: RunSet,
+    },
+    /// A reader on a node says what it will read and what it has read.
+    ReaderMoved {
+        /// The node.
+        node: NodeId,
+        /// The version.
+        dataset: DatasetId,
+        /// What it says.
+        report: crate::ReaderReport,
+    },
+    /// A reader's connection ended.
+    ReaderGone {
+        /// The node.
+        node: NodeId,
+        /// The version.
+        dataset: DatasetId,
+        /// The reader's number on its node.
+        reader: u64,
+    },
+    /// A node dropped shards as ordered, or kept some that are in use there.
+    ShardsDropped {
+        /// The node.
+        node: NodeId,
+        /// The version.
+        dataset: DatasetId,
+        /// Gone from its disk.
+        dropped: RunSet,
+        /// Still there.
+        kept: RunSet,
+    },
+    /// The answer to [`Action::AskOrigin`].
+    OriginSays {
+        /// The version.
+        dataset: DatasetId,
+        /// Shards that were asked about.
+        asked: RunSet,
+        /// Those of which reads would be answered with the registered bytes.
+        holds: RunSet,
     },
     /// A stage is no longer wanted; what was fetched stays.
     StageCancelled {
@@ -435,6 +475,23 @@ pub enum Action {
         reason: String,
         /// Given up: do not fetch it again.
         fatal: bool,
+    },
+    /// The node shall drop these shards (not the version), unless something there uses them; answered with
+    /// [`Event::ShardsDropped`].
+    DropShards {
+        /// The node.
+        node: NodeId,
+        /// The version.
+        dataset: DatasetId,
+        /// Which.
+        shards: RunSet,
+    },
+    /// Ask the origin whether it still holds these shards unchanged; answered with [`Event::OriginSays`].
+    AskOrigin {
+        /// The version.
+        dataset: DatasetId,
+        /// Which.
+        shards: RunSet,
     },
     /// Remove the version from the node's disk.
     Evict {

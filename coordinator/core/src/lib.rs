@@ -31,12 +31,14 @@ mod sums;
 mod tree;
 pub mod view;
 mod views;
+mod window;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use millstream_types::{DatasetId, NodeId, StageId, Time};
 
 pub use config::CoreConfig;
+pub use window::ReaderReport;
 
 use catalog::Dataset;
 use event::{Action, Event, Note};
@@ -137,6 +139,12 @@ impl Core {
             Event::ShardLost { node, dataset, shard, reason: _ } => self.shard_lost(now, node, dataset, shard),
             Event::NodeRefused { node, dataset, kind: _, reason } => self.node_refused(now, node, dataset, reason),
             Event::ShardsDemanded { node, dataset, shards } => self.shards_demanded(now, node, dataset, &shards),
+            Event::ReaderMoved { node, dataset, report } => self.reader_report(now, node, dataset, &report),
+            Event::ReaderGone { node, dataset, reader } => self.reader_gone(now, node, dataset, reader),
+            Event::ShardsDropped { node, dataset, dropped, kept } => {
+                self.shards_dropped(now, node, dataset, &dropped, &kept);
+            }
+            Event::OriginSays { dataset, asked, holds } => self.origin_says(now, dataset, &asked, &holds),
             Event::EvictionOrdered { dataset, nodes } => self.eviction_ordered(dataset, nodes),
             Event::EvictionRefused { node, dataset } => self.eviction_refused(node, dataset),
             Event::Evicted { node, dataset } => self.evicted(now, node, dataset),

@@ -102,6 +102,22 @@ pub const ORIGIN_RETRY_MIN_US: u64 = 100_000;
 /// Longest pause before an extent is read again.
 pub const ORIGIN_RETRY_MAX_US: u64 = 5_000_000;
 
+// ------------------------------------------------------------------ readers
+
+/// Readers of one version: some loader processes on each node of a large cluster.
+pub const READERS_MAX: usize = 1 << 16;
+/// Groups of a reader's order that are looked at: all of a normal version (see `extent::groups`).
+pub const AHEAD_GROUPS_MAX: usize = 4096;
+/// The part of a node's room (one of so many) that is for what its readers need next; the rest keeps what is still
+/// needed by others. Less starves readers on slow links, more sends bytes through the origin again.
+pub const AHEAD_PART: u64 = 4;
+/// Groups of which the origin is asked at once whether it still has them.
+pub const ASK_GROUPS_MAX: usize = 16;
+/// What a node would not drop is not asked for again for this long: a lease or a pin may end any time.
+pub const KEPT_FOR_US: u64 = 1_000_000;
+/// The origin's word counts for this long: it is asked shortly before it is needed.
+pub const WORD_FOR_US: u64 = 60_000_000;
+
 // ------------------------------------------------------------------ faults
 
 /// First quarantine of a source of bad bytes; doubles each time.

@@ -188,6 +188,7 @@ impl Core {
 
     pub(crate) fn shards_sealed(&mut self, now: Time, node: NodeId, dataset: DatasetId, shards: &RunSet) {
         let known = self.nodes.get(node).is_some_and(|n| n.seen);
+        let mut moved = false;
         let taken = known
             && self
                 .with(dataset, |core, ds| {
@@ -203,10 +204,14 @@ impl Core {
                     if ds.complete_on(node) {
                         core.judge_stages(now, ds);
                     }
+                    moved = core.refill_all(ds, now);
                 })
                 .is_some();
         if !taken {
             self.counters.ignored += 1;
+        }
+        if moved {
+            self.serve_all(now);
         }
     }
 

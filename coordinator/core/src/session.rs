@@ -45,6 +45,9 @@ impl Core {
                     replica.discarded.clear();
                     // A new process knows nothing of what the old one was told.
                     replica.leaving &= !orders_lost;
+                    if orders_lost {
+                        replica.dropping = RunSet::new();
+                    }
                 }
                 core.attach(ds, now, node, before == NodeState::Down);
                 core.judge_stages(now, ds);
@@ -103,12 +106,14 @@ impl Core {
         for id in self.dataset_ids() {
             self.with(id, |core, ds| {
                 core.stop_waiting_for(ds, node);
+                core.readers_lost(ds, node);
                 if let Some(replica) = ds.replica_mut(node) {
                     replica.attached = false;
                     replica.asked = 0;
                     replica.discarded.clear();
                     replica.inventoried = false;
                     replica.leaving = false;
+                    replica.dropping = RunSet::new();
                     replica.sealed = RunSet::new();
                     replica.claimed = RunSet::new();
                 }
@@ -239,6 +244,7 @@ impl Core {
         self.send_learned(ds, node);
         self.note_recovery(ds);
         self.judge_stages(now, ds);
+        self.refill_all(ds, now);
     }
 
     /// Checksums learned after the manifest was sent may have passed the node by.
@@ -273,7 +279,10 @@ impl Core {
             self.ns_per_byte = 1e9 / rate.max(1.0);
         }
         for id in self.dataset_ids() {
-            self.with(id, |core, ds| core.stop_waiting_for_late(now, ds));
+            self.with(id, |core, ds| {
+                core.stop_waiting_for_late(now, ds);
+                core.refill_all(ds, now);
+            });
         }
         self.watch_chain(now);
         self.compare_progress();

@@ -55,6 +55,7 @@ impl Stage {
         match (self.nodes.binary_search(&node), self.placement) {
             (Err(_), _) => Wanted::Nothing,
             (Ok(_), Placement::Replicate) => Wanted::All,
+            (Ok(_), Placement::Window) => Wanted::Some(RunSet::new()),
             (Ok(i), Placement::Spread(_)) => Wanted::Some(self.spread.get(i).cloned().unwrap_or_default()),
         }
     }

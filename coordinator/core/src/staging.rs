@@ -319,6 +319,7 @@ impl Core {
                 replica.attached = false;
                 replica.inventoried = false;
                 replica.demanded = Default::default();
+                replica.dropping = Default::default();
             }
             core.want_again(ds, &[node]);
             core.judge_stages(now, ds);

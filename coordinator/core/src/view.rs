@@ -149,6 +149,10 @@ pub struct Counters {
     pub disputes: u64,
     /// Shards that failed for good.
     pub shards_failed: u64,
+    /// Shards that nodes were told to drop behind their readers.
+    pub dropped: u64,
+    /// Last copies that moved to a node with room.
+    pub handed_over: u64,
     /// Piece checksums learned.
     pub checksums_learned: u64,
     /// Bytes read from the origin, as reported.

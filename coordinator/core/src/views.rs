@@ -4,7 +4,7 @@ use millstream_types::{AssignmentId, Crc64, DatasetId, NodeId, PieceNo, StageId,
 
 use crate::Core;
 use crate::catalog::{Dataset, Wanted};
-use crate::event::{NodeState, ShardFailure};
+use crate::event::{NodeState, Placement, ShardFailure};
 use crate::stage::{Stage, StageState};
 use crate::view::{Counters, NodeView, ReplicaState, ReplicaView, StageView};
 
@@ -144,6 +144,9 @@ impl Core {
     }
 
     fn total_bytes(&self, ds: &Dataset, stage: &Stage) -> u64 {
+        if stage.placement == Placement::Window {
+            return 0;
+        }
         if stage.spread.is_empty() {
             return ds.layout.bytes() * stage.nodes.len() as u64;
         }
@@ -158,6 +161,9 @@ impl Core {
     }
 
     fn ready_of(&self, ds: &Dataset, stage: &Stage) -> u64 {
+        if stage.placement == Placement::Window {
+            return 0;
+        }
         if stage.spread.is_empty() {
             return stage.nodes.iter().filter_map(|&n| ds.replica(n)).map(|r| r.have_bytes).sum();
         }

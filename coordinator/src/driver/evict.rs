@@ -11,10 +11,10 @@ use millstream_proto::v1;
 use millstream_types::{DatasetId, NodeId, RunSet, StageId, Time};
 use tokio::sync::oneshot;
 
-use super::State;
 use super::requests::{Answer, Asked};
 use super::state::{Stage, audit_line};
-use crate::copies::{AtOrigin, Question};
+use super::{State, WeakHandle};
+use crate::copies::{self, AtOrigin, Question};
 use crate::failure::RequestError;
 use crate::store::{Change, StageRecord};
 
@@ -30,19 +30,36 @@ impl State {
     /// The shards for which the origin's word counts.
     pub(crate) fn evict_question(&self, now: Time, request: &v1::EvictRequest) -> Asked<Question> {
         let chosen = self.choose(now, request)?;
-        let Some(version) = self.datasets.get(chosen.dataset) else {
-            return Ok(Question::default());
+        Ok(self.question(chosen.dataset, &self.core.only_on(now, chosen.dataset, &chosen.asked)))
+    }
+
+    fn question(&self, dataset: DatasetId, shards: &RunSet) -> Question {
+        let Some(version) = self.datasets.get(dataset) else {
+            return Question::default();
         };
-        let only = self.core.only_on(now, chosen.dataset, &chosen.asked);
         let manifest = &version.manifest;
         let mut question = Question { url: manifest.origin_url().to_owned(), ..Question::default() };
-        for shard in only.iter() {
+        for shard in shards.iter() {
             let entry = &manifest.shards()[shard as usize];
             let pin = Pin { etag: entry.etag.clone(), version_id: entry.version_id.clone(), len: entry.len };
             question.shards.push(shard);
             question.objects.push((entry.key.clone(), pin));
         }
-        Ok(question)
+        question
+    }
+
+    /// Asks the origin in a task of its own; the core hears the answer.
+    pub(super) fn ask_origin(&mut self, dataset: DatasetId, shards: RunSet) {
+        let question = self.question(dataset, &shards);
+        let Some(driver) = self.handle.as_ref().and_then(WeakHandle::upgrade) else {
+            return;
+        };
+        tokio::spawn(async move {
+            // Nobody to tell it to: the coordinator stops.
+            let Ok(origin) = copies::ask(question).await else { return };
+            let says = Event::OriginSays { dataset, asked: shards, holds: origin.holds };
+            let _ = driver.call(move |state, now| state.event(now, says)).await;
+        });
     }
 
     /// Removes a version from nodes; the reply comes when they have answered.

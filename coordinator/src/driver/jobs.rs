@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 
+use millstream_coordinator_core::event::Placement;
 use millstream_coordinator_core::view::ReplicaState;
 use millstream_proto::convert;
 use millstream_proto::v1;
@@ -12,13 +13,13 @@ use millstream_types::{NodeId, Time};
 
 use super::State;
 use super::requests::{Answer, Asked};
-use super::stages::{Wish, parse_placement, spread_of};
+use super::stages::{Wish, parse_placement};
 use super::state::{audit_line, unix_s};
 use crate::failure::RequestError;
 use crate::jobs::{Job, Place, Want};
 use crate::limits::{JOB_PLACES_MAX, JOB_TEXT_BYTES_MAX, JOB_WANTS_MAX, JOBS_OPEN_MAX, NODES_MAX, PRIORITY_MAX};
 use crate::nodes::short;
-use crate::store::{Change, JobRecord, WantRecord};
+use crate::store::{Change, JobRecord, WantRecord, placed};
 
 fn usage(field: &'static str, reason: impl Into<String>) -> RequestError {
     RequestError::Usage { field, reason: reason.into() }
@@ -56,7 +57,7 @@ impl State {
             if same.is_some() && before.contains(want) {
                 continue;
             }
-            let wish = Wish { dataset: want.dataset, spread: want.spread, priority, for_job: true };
+            let wish = Wish { dataset: want.dataset, placement: want.placement, priority, for_job: true };
             self.stage_on(now, wish, &want.nodes, &mut changes)?;
         }
         if request.add_nodes {
@@ -149,8 +150,8 @@ impl State {
                 Some(version) => version,
                 None => self.datasets.select(&selector)?,
             };
-            let spread = spread_of(parse_placement(&asked.placement, nodes.len())?);
-            let want = Want { dataset: version.id, nodes: nodes.to_vec(), spread };
+            let placement = parse_placement(&asked.placement, nodes.len())?;
+            let want = Want { dataset: version.id, nodes: nodes.to_vec(), placement };
             if !wants.contains(&want) {
                 wants.push(want);
                 priorities.push(asked.priority);
@@ -181,19 +182,24 @@ impl State {
 
     fn want_record(&self, want: &Want) -> Option<WantRecord> {
         let dataset = self.datasets.get(want.dataset)?.record.name.clone();
-        Some(WantRecord { dataset, nodes: self.names(&want.nodes), spread: want.spread })
+        let (window, spread) = placed(want.placement);
+        Some(WantRecord { dataset, nodes: self.names(&want.nodes), spread, window })
     }
 
     fn want_bytes(&self, want: &Want) -> u64 {
         let bytes = self.datasets.get(want.dataset).map_or(0, |d| d.manifest.layout().bytes());
-        bytes * want.spread.map_or(want.nodes.len() as u64, u64::from)
+        // A window brings every shard to whoever reads it: to all of them, in the end.
+        match want.placement {
+            Placement::Spread(r) => bytes * u64::from(r),
+            Placement::Replicate | Placement::Window => bytes * want.nodes.len() as u64,
+        }
     }
 
     /// Ends the stages of wants that nobody has any more.
     fn release(&mut self, now: Time, job: &str, wants: &[Want], changes: &mut Vec<Change>) {
         for want in wants {
             if !self.jobs.wanted_by_another(job, want) {
-                self.unstage(now, want.dataset, &want.nodes, want.spread, changes);
+                self.unstage(now, want.dataset, &want.nodes, want.placement, changes);
             }
         }
     }
@@ -281,7 +287,7 @@ impl State {
         for want in record.wants.iter().filter(|_| record.ended_unix_s.is_none()) {
             let Some(dataset) = self.datasets.by_ref(&want.dataset).map(|d| d.id) else { continue };
             let nodes = want.nodes.iter().map(|name| self.know_node(Time::ZERO, name)).collect();
-            wants.push(Want { dataset, nodes, spread: want.spread });
+            wants.push(Want { dataset, nodes, placement: want.placement() });
         }
         self.jobs.restore(record, wants);
     }

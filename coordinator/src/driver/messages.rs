@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use millstream_coordinator_core::ReaderReport;
 use millstream_coordinator_core::event::{Event, Failure, FailureKind, Source};
 use millstream_proto::convert::{self, ConvertError, WireSource};
 use millstream_proto::v1;
@@ -103,6 +104,18 @@ impl State {
                 self.evicted(node, dataset, evicted);
                 if gone { Event::Evicted { node, dataset } } else { Event::EvictionRefused { node, dataset } }
             }
+            Body::Reader(moved) => self.reader_moved(node, moved)?,
+            Body::ReaderGone(gone) => {
+                let (dataset, _) = self.version(gone.dataset)?;
+                Event::ReaderGone { node, dataset, reader: gone.reader }
+            }
+            Body::Dropped(answer) => {
+                let (dataset, manifest) = self.version(answer.dataset)?;
+                let shards = manifest.layout().shards();
+                let dropped = convert::runs_within(&answer.dropped.unwrap_or_default(), shards)?;
+                let kept = convert::runs_within(&answer.kept.unwrap_or_default(), shards)?;
+                Event::ShardsDropped { node, dataset, dropped, kept }
+            }
             Body::Leaving(_) => {
                 self.leaving(now, node);
                 return Ok(());
@@ -163,6 +176,23 @@ impl State {
         let (dataset, manifest) = self.version(read.dataset)?;
         let (first, crcs) = convert::crcs_within(read, manifest.layout().pieces())?;
         Ok(Event::PiecesRead { node, dataset, first, crcs })
+    }
+
+    fn reader_moved(&self, node: NodeId, moved: v1::ReaderMoved) -> Checked<Event> {
+        let (dataset, manifest) = self.version(moved.dataset)?;
+        let shards = manifest.layout().shards();
+        if let Some(shard) = moved.upcoming.iter().find(|&&s| s >= shards) {
+            return refuse("upcoming", format!("{shard} is no shard of dataset {dataset}"));
+        }
+        let finished = convert::runs_within(&moved.finished.unwrap_or_default(), shards)?;
+        let report = ReaderReport {
+            reader: moved.reader,
+            restart: moved.restart,
+            upcoming: moved.upcoming,
+            finished: finished.iter().collect(),
+            room_bytes: moved.room_bytes,
+        };
+        Ok(Event::ReaderMoved { node, dataset, report })
     }
 
     fn assignment_failed(&self, node: NodeId, failed: v1::AssignmentFailed) -> Checked<Event> {

@@ -91,6 +91,11 @@ impl State {
             Action::DiscardShard { to, dataset, shard, reason, fatal } => {
                 self.discard(&to, dataset, shard, reason, fatal)
             }
+            Action::DropShards { node, dataset, shards } => {
+                let (dataset, shards) = (dataset.0, Some(convert::set_to_runs(&shards)));
+                self.send(node, Order::Drop(v1::DropShards { dataset, shards }));
+            }
+            Action::AskOrigin { dataset, shards } => self.ask_origin(dataset, shards),
             Action::Evict { node, dataset } => self.detach(node, dataset),
             Action::Note(note) => self.take_note(note),
         }

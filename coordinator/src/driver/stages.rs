@@ -11,22 +11,15 @@ use super::requests::{Answer, Asked};
 use super::state::{Stage, audit_line, unix_s};
 use crate::failure::{RequestError, named};
 use crate::limits::{PRIORITY_MAX, STAGES_MAX};
-use crate::store::{Change, StageRecord};
+use crate::store::{placed, Change, StageRecord};
 
 /// What a stage is to bring, and for whom.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Wish {
     pub(super) dataset: DatasetId,
-    pub(super) spread: Option<u32>,
+    pub(super) placement: Placement,
     pub(super) priority: u32,
     pub(super) for_job: bool,
-}
-
-pub(super) fn spread_of(placement: Placement) -> Option<u32> {
-    match placement {
-        Placement::Replicate => None,
-        Placement::Spread(r) => Some(r),
-    }
 }
 
 impl State {
@@ -79,7 +72,7 @@ impl State {
                 reason: format!("{} is over {PRIORITY_MAX}", request.priority),
             });
         }
-        let wish = Wish { dataset, spread: spread_of(placement), priority: request.priority, for_job: false };
+        let wish = Wish { dataset, placement, priority: request.priority, for_job: false };
         let mut changes = Vec::new();
         let (stage, joined_existing) = self.stage_on(now, wish, &nodes, &mut changes)?;
         let reply = v1::StageReply { stage: stage.0, dataset: name, nodes: self.names(&nodes), joined_existing };
@@ -95,8 +88,8 @@ impl State {
         nodes: &[NodeId],
         changes: &mut Vec<Change>,
     ) -> Asked<(StageId, bool)> {
-        let Wish { dataset, spread, mut priority, mut for_job } = wish;
-        let same = |s: &&Stage| s.dataset == dataset && s.nodes == nodes && s.record.spread == spread;
+        let Wish { dataset, placement, mut priority, mut for_job } = wish;
+        let same = |s: &&Stage| s.dataset == dataset && s.nodes == nodes && s.record.placement() == placement;
         let old = self.stages.values().find(same).cloned();
         if let Some(old) = old {
             let id = StageId(old.record.id);
@@ -120,11 +113,13 @@ impl State {
         self.make_room_for_stage(now, changes)?;
         let version = self.datasets.get(dataset);
         let digest = version.map(|v| v.manifest.digest().to_string()).unwrap_or_default();
+        let (window, spread) = placed(placement);
         let record = StageRecord {
             id: self.next_stage,
             digest,
             nodes: self.names(nodes),
             spread,
+            window,
             priority,
             created_unix_s: unix_s(),
             for_jobs: for_job,
@@ -148,11 +143,11 @@ impl State {
         now: Time,
         dataset: DatasetId,
         nodes: &[NodeId],
-        spread: Option<u32>,
+        placement: Placement,
         changes: &mut Vec<Change>,
     ) {
         let same =
-            |s: &&Stage| s.dataset == dataset && s.nodes == nodes && s.record.spread == spread && s.record.for_jobs;
+            |s: &&Stage| s.dataset == dataset && s.nodes == nodes && s.record.placement() == placement && s.record.for_jobs;
         let Some(id) = self.stages.values().find(same).map(|s| StageId(s.record.id)) else {
             return;
         };
@@ -183,7 +178,7 @@ impl State {
             stage,
             dataset,
             nodes: nodes.clone(),
-            placement: record.spread.map_or(Placement::Replicate, Placement::Spread),
+            placement: record.placement(),
             priority: record.priority,
         };
         self.stages.insert(stage, Stage { record, dataset, nodes });
@@ -231,11 +226,12 @@ pub(super) fn parse_placement(text: &str, nodes: usize) -> Asked<Placement> {
     let usage = |reason: String| RequestError::Usage { field: "placement", reason };
     match text {
         "" | "replicate" => return Ok(Placement::Replicate),
+        "window" => return Ok(Placement::Window),
         _ => {}
     }
     let replicas = text.strip_prefix("spread=").and_then(|r| r.parse::<u32>().ok());
     match replicas {
-        Some(0) | None => Err(usage(format!("{:?} is not replicate or spread=R", crate::nodes::short(text)))),
+        Some(0) | None => Err(usage(format!("{:?} is not replicate, spread=R or window", crate::nodes::short(text)))),
         Some(r) if r as usize > nodes => Err(usage(format!("spread={r} needs {r} nodes, and {nodes} are chosen"))),
         Some(r) => Ok(Placement::Spread(r)),
     }

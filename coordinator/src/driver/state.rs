@@ -10,8 +10,8 @@ use millstream_proto::v1::{self, CoordinatorMessage};
 use millstream_types::{DatasetId, DatasetRef, Digest, NodeId, StageId, Time};
 use tokio::sync::mpsc;
 
-use super::Input;
 use super::watch::Watchers;
+use super::{Input, WeakHandle};
 use crate::datasets::Datasets;
 use crate::failure::ExitCode;
 use crate::jobs::Jobs;
@@ -76,6 +76,8 @@ pub(crate) struct State {
     pub(crate) watchers: Watchers,
     pub(crate) notices: VecDeque<Notice>,
     pub(crate) counters: ShellCounters,
+    /// How tasks that it starts reach it.
+    pub(super) handle: Option<WeakHandle>,
     /// Nodes with messages that wait for the end of the round.
     pub(super) unsent: BTreeSet<NodeId>,
     next_sweep: Time,
@@ -97,6 +99,7 @@ impl State {
             watchers: Watchers::default(),
             notices: VecDeque::new(),
             counters: ShellCounters::default(),
+            handle: None,
             unsent: BTreeSet::new(),
             next_sweep: Time::ZERO,
         }

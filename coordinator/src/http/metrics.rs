@@ -12,30 +12,32 @@ use crate::driver::state::ShellCounters;
 use crate::jobs::Totals;
 use crate::nodes::Moved;
 
-/// Names of all metrics of the coordinator, with help. Mirrored in `docs/metrics.md`.
-pub(crate) const METRICS: [(&str, &str); 22] = [
-    ("millstream_build_info", "Constant 1; the version is a label."),
-    ("millstream_nodes", "Nodes by state."),
-    ("millstream_assignments_total", "Assignments handed out."),
-    ("millstream_assignments_ended_total", "Assignments that ended, by outcome."),
-    ("millstream_origin_leases_total", "Assignments that are leases on the origin."),
-    ("millstream_leases_expired_total", "Origin leases that ran out."),
-    ("millstream_requeues_total", "Extents that were handed out again."),
-    ("millstream_quarantines_total", "Times that a source was put in quarantine."),
-    ("millstream_disputes_total", "Rounds of doubt about what was read of a shard."),
-    ("millstream_shards_failed_total", "Shards that failed for good."),
-    ("millstream_cluster_received_bytes_total", "Bytes received by all agents, by source."),
-    ("millstream_cluster_sent_bytes_total", "Bytes sent by all agents, by transport."),
-    ("millstream_cluster_checksum_failures_total", "Checksum failures at all agents."),
-    ("millstream_cluster_fallbacks", "Fallbacks at all agents that run, by kind."),
-    ("millstream_datasets", "Versions in the catalog."),
-    ("millstream_stages", "Stages by state."),
-    ("millstream_indexes_unused_total", "Indexes beside data that a registration left aside, by reason."),
-    ("millstream_jobs", "Jobs of batch schedulers that are remembered, by state."),
-    ("millstream_job_bytes_total", "Bytes that jobs got, by where they came from."),
-    ("millstream_job_waits_total", "Jobs whose data became ready on all their nodes."),
-    ("millstream_job_wait_seconds_total", "Seconds that those jobs waited after they were allocated."),
-    ("millstream_coordinator_dropped_total", "What the coordinator refused or ended, by kind."),
+/// All metrics of the coordinator: name, labels, help. Mirrored in `docs/metrics.md`.
+pub(crate) const METRICS: [(&str, &[&str], &str); 24] = [
+    ("millstream_build_info", &["version"], "Constant 1; the version is a label."),
+    ("millstream_nodes", &["state"], "Nodes by state."),
+    ("millstream_assignments_total", &[], "Assignments handed out."),
+    ("millstream_assignments_ended_total", &["outcome"], "Assignments that ended, by outcome."),
+    ("millstream_origin_leases_total", &[], "Assignments that are leases on the origin."),
+    ("millstream_leases_expired_total", &[], "Origin leases that ran out."),
+    ("millstream_requeues_total", &[], "Extents that were handed out again."),
+    ("millstream_quarantines_total", &[], "Times that a source was put in quarantine."),
+    ("millstream_disputes_total", &[], "Rounds of doubt about what was read of a shard."),
+    ("millstream_shards_failed_total", &[], "Shards that failed for good."),
+    ("millstream_shards_dropped_total", &[], "Shards dropped behind readers."),
+    ("millstream_copies_handed_over_total", &[], "Last copies that moved to a node with room."),
+    ("millstream_cluster_received_bytes_total", &["source"], "Bytes received by all agents, by source."),
+    ("millstream_cluster_sent_bytes_total", &["transport"], "Bytes sent by all agents, by transport."),
+    ("millstream_cluster_checksum_failures_total", &[], "Checksum failures at all agents."),
+    ("millstream_cluster_fallbacks", &["from", "to"], "Fallbacks at all agents that run, by kind."),
+    ("millstream_datasets", &[], "Versions in the catalog."),
+    ("millstream_stages", &["state"], "Stages by state."),
+    ("millstream_indexes_unused_total", &["reason"], "Indexes beside data that a registration left aside, by reason."),
+    ("millstream_jobs", &["state"], "Jobs of batch schedulers that are remembered, by state."),
+    ("millstream_job_bytes_total", &["source"], "Bytes that jobs got, by where they came from."),
+    ("millstream_job_waits_total", &[], "Jobs whose data became ready on all their nodes."),
+    ("millstream_job_wait_seconds_total", &[], "Seconds that those jobs waited after they were allocated."),
+    ("millstream_coordinator_dropped_total", &["kind"], "What the coordinator refused or ended, by kind."),
 ];
 
 /// What is read of the state under the driver; rendering happens outside.
@@ -92,7 +94,7 @@ impl Sample {
         let recorder = PrometheusBuilder::new().build_recorder();
         let handle = recorder.handle();
         metrics::with_local_recorder(&recorder, || {
-            for (name, help) in METRICS {
+            for (name, _, help) in METRICS {
                 if name.ends_with("_total") {
                     metrics::describe_counter!(name, help);
                 } else {
@@ -140,6 +142,8 @@ impl Sample {
         counter!("millstream_quarantines_total").absolute(core.quarantines);
         counter!("millstream_disputes_total").absolute(core.disputes);
         counter!("millstream_shards_failed_total").absolute(core.shards_failed);
+        counter!("millstream_shards_dropped_total").absolute(core.dropped);
+        counter!("millstream_copies_handed_over_total").absolute(core.handed_over);
         let moved = &self.moved;
         let received = [("origin", moved.received_origin), ("rdma", moved.received_rdma), ("tcp", moved.received_tcp)];
         for (source, bytes) in received {
@@ -162,5 +166,33 @@ impl Sample {
         for (kind, count) in dropped {
             counter!("millstream_coordinator_dropped_total", "kind" => kind).absolute(count);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Names, labels and kinds of the metrics under a heading of `docs/metrics.md`.
+    fn documented(heading: &str) -> BTreeMap<String, (String, Vec<String>)> {
+        let text = include_str!("../../../docs/metrics.md");
+        let (_, section) = text.split_once(heading).expect("the heading");
+        let section = section.split("\n## ").next().unwrap_or_default();
+        let rows = section.lines().filter(|l| l.starts_with("| `millstream_"));
+        let ticked = |cell: &str| cell.split('`').skip(1).step_by(2).map(str::to_owned).collect::<Vec<_>>();
+        let row = |line: &str| {
+            let cells: Vec<&str> = line.split('|').map(str::trim).collect();
+            (ticked(cells[1]).remove(0), (cells[2].to_owned(), ticked(cells[3])))
+        };
+        rows.map(row).collect()
+    }
+
+    #[test]
+    fn the_page_and_the_constants_say_the_same() {
+        let ours = METRICS.map(|(name, labels, _)| {
+            let kind = if name.ends_with("_total") { "counter" } else { "gauge" };
+            (name.to_owned(), (kind.to_owned(), labels.iter().map(|&l| l.to_owned()).collect()))
+        });
+        assert_eq!(documented("\n## Coordinator\n"), BTreeMap::from(ours));
     }
 }

@@ -21,6 +21,7 @@ impl World {
                 Order::Attach { node, .. }
                 | Order::Assign { node, .. }
                 | Order::Cancel { node, .. }
+                | Order::DropShards { node, .. }
                 | Order::Evict { node, .. } => self.send_order(node.0, order.clone()),
                 Order::Checksums { to, .. } | Order::DiscardShard { to, .. } => {
                     for node in to {
@@ -28,6 +29,11 @@ impl World {
                     }
                 }
                 Order::Note(Note::NodeState { node, state: NodeState::Down }) => self.end_session(node.0),
+                // Nothing changes at the simulated origin.
+                Order::AskOrigin { shards, .. } => {
+                    let shards = shards.clone();
+                    self.clock.after(self.scenario.origin_latency_us, Event::OriginSays { shards });
+                }
                 Order::PersistChecksums { .. } | Order::Note(_) => {}
             }
         }
@@ -142,6 +148,7 @@ impl World {
             self.say(n, Word::PiecesRead { node: NodeId(n), dataset: DATASET, first, crcs });
         }
         self.say(n, inventory);
+        self.announce(n);
     }
 
     pub(super) fn order_arrived(&mut self, n: u32, epoch: u32, session: u32, order: Order) {
@@ -166,6 +173,8 @@ impl World {
                 }
                 self.tell(n, agent::Event::DiscardShard { dataset, shard });
             }
+            Order::DropShards { shards, .. } => self.drop_shards(n, &shards),
+            Order::AskOrigin { .. } => {}
             Order::Evict { .. } => self.checks.that(false, || format!("n{n}: nobody asked to evict")),
             Order::PersistChecksums { .. } | Order::Note(_) => {}
         }

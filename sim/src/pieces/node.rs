@@ -273,6 +273,7 @@ impl World {
             node.last_seal = now;
         }
         self.tell(n, Heard::ShardSealed { dataset: DATASET, shard });
+        self.loader_looks(n);
     }
 
     /// The version's manifest is there: what is on disk is known to the core from now on.

@@ -108,6 +108,20 @@ impl AgentCore {
         }
     }
 
+    /// A shard is not needed here any more: its bytes go, what its pieces must sum to stays known.
+    pub(super) fn drop_shard(&mut self, now: Time, id: DatasetId, shard: ShardNo) {
+        if !self.datasets.get(&id).is_some_and(|d| shard < d.layout.shards()) {
+            return;
+        }
+        let (_, orders) = self.drop_bytes(now, id, shard);
+        self.actions.push_back(Action::Discard { dataset: id, shard });
+        for order in orders {
+            if let Some(source) = self.orders.get(&order).map(|o| o.source) {
+                self.fail_order(now, order, cancelled(source, "the shard was dropped"));
+            }
+        }
+    }
+
     /// The coordinator's checksum of a piece differs from the one under which its bytes were accepted here: the bytes
     /// go, its orders fetch them again.
     pub(super) fn contradicted(&mut self, now: Time, id: DatasetId, shard: ShardNo) {

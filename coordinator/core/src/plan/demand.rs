@@ -1,7 +1,7 @@
 //! Shards that a node itself asks for, because a reader there wants them now: beside what stages bring, and first.
 //!
-//! One node and one extent at a time: whoever has it or receives it is the source, else the node reads the origin. No
-//! tree is planned, since nobody else is known to want it; others that ask meanwhile hang below the first.
+//! One extent at a time: whoever has it or receives it is the source. Else the origin is read, once for all nodes that
+//! want it by then; those that ask later hang below them.
 
 use millstream_types::{DatasetId, NodeId, RunSet, Time};
 
@@ -15,7 +15,9 @@ impl Core {
     /// What it takes to have these shards on a node, too; `None` for an unknown version.
     pub fn demand(&self, dataset: DatasetId, node: NodeId, shards: &RunSet) -> Option<Demand> {
         let ds = self.dataset(dataset)?;
-        let shards = ds.whole_groups(shards);
+        let mut shards = ds.whole_groups(shards);
+        // The room of readers has them already in it.
+        shards.remove_all(&ds.announced(node));
         let mut wanted = ds.replica(node).map(|r| r.wanted.clone()).unwrap_or_default();
         let before = wanted.bytes(&ds.layout);
         wanted.add(shards);
@@ -29,8 +31,8 @@ impl Core {
         let taken = up
             && self
                 .with(dataset, |core, ds| {
-                    let shards = ds.whole_groups(shards);
                     core.cut(ds);
+                    let shards = core.hurry(ds, now, node, ds.whole_groups(shards));
                     let replica = ds.replica_entry(node);
                     if replica.staged == Wanted::Nothing {
                         // Evicted, once: now it is wanted again.
@@ -91,7 +93,7 @@ impl Core {
             return false;
         };
         let mut open: Vec<ExtentNo> = Vec::new();
-        for run in replica.demanded.runs() {
+        for run in ds.demand_order(node) {
             let pieces = ds.layout.shard_pieces(run.start).start..ds.layout.shard_pieces(run.end - 1).end;
             open.extend(ds.extents_in(pieces).into_iter().filter(|&e| replica.todo.get(e)));
         }
@@ -101,24 +103,31 @@ impl Core {
     /// Brings one extent to one node, from wherever it can be had.
     fn bring(&mut self, ds: &mut Dataset, now: Time, e: ExtentNo, node: NodeId) -> bool {
         let found = if ds.seeded.get(e) { self.find_source(ds, now, e, node, None) } else { None };
-        let (source, alternates) = match found {
-            Some(found) => (Source::Peer(found.source), found.alternates),
+        // Ahead of everything that is only staged.
+        let staged = std::mem::replace(&mut ds.priority, DEMAND_PRIORITY);
+        let launched = match found {
+            Some(found) => {
+                let source = Source::Peer(found.source);
+                self.launch(ds, now, e, node, source, found.alternates, 0).is_some()
+            }
             None => {
                 let extent = &ds.extents[e as usize];
                 // Somebody has it or reads it, who cannot be asked at present: that passes, or it is lost.
                 let mine = self.nodes.get(node).map_or(0, |n| n.leases);
                 let free = extent.lease.is_none() && extent.not_before <= now && mine < LEASES_PER_NODE;
-                if ds.seeded.get(e) || !free || !self.inventories_in(ds, now) || !self.origin.allows(now, false) {
-                    return false;
-                }
-                (Source::Origin, Vec::new())
+                let may = !ds.seeded.get(e) && free && self.inventories_in(ds, now);
+                may && self.origin.allows(now, extent.todo.count() > 1) && self.read_for_all(ds, now, e)
             }
         };
-        // Ahead of everything that is only staged.
-        let staged = std::mem::replace(&mut ds.priority, DEMAND_PRIORITY);
-        let launched = self.launch(ds, now, e, node, source, alternates, 0).is_some();
         ds.priority = staged;
         launched
+    }
+
+    /// One node reads it, and all others that want it by now hang below.
+    fn read_for_all(&mut self, ds: &mut Dataset, now: Time, e: ExtentNo) -> bool {
+        self.list_wanters(ds, now, e);
+        self.begin_tree();
+        self.grow_from_origin(ds, now, e)
     }
 }
 

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use millstream_coordinator_core::event::{
     Action, Assignment, DatasetFacts, Event, Failure, FailureKind, NodeInfo, Note, Placement, Source,
 };
-use millstream_coordinator_core::{Core, CoreConfig};
+use millstream_coordinator_core::{Core, CoreConfig, ReaderReport};
 use millstream_types::{
     AssignmentId, Crc64, DatasetId, Layout, NodeId, OriginChecksum, PieceCombiner, PieceNo, RunSet, StageId, Time,
 };
@@ -62,9 +62,25 @@ impl Setup {
     }
 }
 
+/// Reads shards in its order, one after the other.
+#[derive(Clone, Debug, Default)]
+pub struct Loader {
+    pub order: Vec<u32>,
+    /// The next one, and whether it is being read.
+    pub at: usize,
+    pub reading: bool,
+    pub bytes_per_s: f64,
+    pub room: u64,
+    /// Waited for a shard to come, in microseconds, and since when it waits.
+    pub waited_us: u64,
+    pub waits: Option<Time>,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Ev {
     Tick,
+    /// A loader has read its shard.
+    Read(u32),
     ToCore(usize),
     ToNode(usize),
     /// A piece left its source's uplink.
@@ -141,6 +157,9 @@ pub struct World {
     /// Nodes that take origin leases and never do anything.
     pub stuck: BTreeSet<u32>,
     pub discarded: u32,
+    /// Shards that the origin no longer has as they were.
+    pub origin_lacks: RunSet,
+    pub readers: BTreeMap<u32, Loader>,
     core_down: bool,
     ticking: bool,
     scripted: u32,
@@ -177,6 +196,8 @@ impl World {
             origin_failure_kind: FailureKind::OriginTransient,
             stuck: BTreeSet::new(),
             discarded: 0,
+            origin_lacks: RunSet::new(),
+            readers: BTreeMap::new(),
             core_down: false,
             ticking: false,
             scripted: 0,
@@ -276,7 +297,14 @@ impl World {
                 Action::Attach { node, .. }
                 | Action::Assign { node, .. }
                 | Action::Cancel { node, .. }
+                | Action::DropShards { node, .. }
                 | Action::Evict { node, .. } => node.0,
+                Action::AskOrigin { shards, .. } => {
+                    let mut holds = shards.clone();
+                    holds.remove_all(&self.origin_lacks);
+                    self.later_core(Event::OriginSays { dataset: DS, asked: shards.clone(), holds });
+                    continue;
+                }
                 Action::Checksums { to, first, crcs, .. } => {
                     for &node in to {
                         let known = &mut self.nodes[node.0 as usize].known;
@@ -348,6 +376,67 @@ impl World {
         self.now.as_secs_f64()
     }
 
+    /// Starts a loader on a node.
+    pub fn load(&mut self, node: u32, loader: Loader) {
+        let report = ReaderReport {
+            reader: 1,
+            restart: true,
+            upcoming: loader.order.clone(),
+            finished: Vec::new(),
+            room_bytes: loader.room,
+        };
+        self.readers.insert(node, loader);
+        self.later_core(Event::ReaderMoved { node: NodeId(node), dataset: DS, report });
+        self.loader_looks(node);
+    }
+
+    /// Begins with its next shard if that is there.
+    fn loader_looks(&mut self, node: u32) {
+        let now = self.now;
+        let sealed = &self.nodes[node as usize].sealed;
+        let Some(loader) = self.readers.get_mut(&node).filter(|l| !l.reading) else {
+            return;
+        };
+        let Some(&shard) = loader.order.get(loader.at) else {
+            return;
+        };
+        if !sealed.contains(shard) {
+            loader.waits.get_or_insert(now);
+            return;
+        }
+        if let Some(since) = loader.waits.take() {
+            loader.waited_us += now.since(since);
+        }
+        loader.reading = true;
+        let us = self.layout.shard_len(shard) as f64 * 1e6 / loader.bytes_per_s;
+        self.push(now + us as u64, Ev::Read(node));
+    }
+
+    fn loader_read(&mut self, node: u32) {
+        let Some(loader) = self.readers.get_mut(&node) else {
+            return;
+        };
+        let shard = loader.order[loader.at];
+        // It was there all the time.
+        assert!(self.nodes[node as usize].sealed.contains(shard), "shard {shard} was taken from node {node}'s reader");
+        loader.at += 1;
+        loader.reading = false;
+        let report =
+            ReaderReport { reader: 1, finished: vec![shard], room_bytes: loader.room, ..ReaderReport::default() };
+        self.later_core(Event::ReaderMoved { node: NodeId(node), dataset: DS, report });
+        self.loader_looks(node);
+    }
+
+    /// Everything that loaders were to read, they have read.
+    pub fn all_read(&self) -> bool {
+        self.readers.values().all(|l| l.at == l.order.len())
+    }
+
+    /// Bytes on a node.
+    pub fn held_bytes(&self, node: u32) -> u64 {
+        self.nodes[node as usize].have.runs().iter().map(|r| self.layout.range_bytes(r.clone())).sum()
+    }
+
     /// Lets this much time pass, whatever stages do.
     pub fn pass(&mut self, us: u64) {
         let limit = self.now + us;
@@ -389,6 +478,7 @@ impl World {
                 }
                 self.push(self.now + 250_000, Ev::Tick);
             }
+            Ev::Read(node) => self.loader_read(node),
             Ev::ToCore(i) => {
                 if let Some(event) = self.to_core[i].take() {
                     self.tell_core(event);
@@ -530,6 +620,17 @@ impl World {
                     self.later_core(Event::PiecesRead { node: NodeId(node), dataset: DS, first, crcs });
                 }
                 self.later_core(Event::Inventory { node: NodeId(node), dataset: DS, pieces, sealed });
+            }
+            Action::DropShards { shards, .. } => {
+                for shard in shards.iter() {
+                    let pieces = self.layout.shard_pieces(shard);
+                    let n = &mut self.nodes[node as usize];
+                    n.have.remove_range(pieces.clone());
+                    n.read.remove_range(pieces);
+                    n.sealed.remove_range(shard..shard + 1);
+                }
+                let kept = RunSet::new();
+                self.later_core(Event::ShardsDropped { node: NodeId(node), dataset: DS, dropped: shards, kept });
             }
             Action::Assign { assignment, .. } => {
                 let (id, pieces) = (assignment.id, assignment.pieces.clone());
@@ -682,6 +783,7 @@ impl World {
         let shard = self.layout.shard_of(piece);
         if self.nodes[to as usize].have.contains_range(self.layout.shard_pieces(shard)) {
             self.nodes[to as usize].sealed.insert(shard);
+            self.loader_looks(to);
             let shards = RunSet::from_range(shard..shard + 1);
             self.later_core(Event::ShardsSealed { node: NodeId(to), dataset: DS, shards });
         }

@@ -29,6 +29,7 @@ fn stage(id: u64) -> StageRecord {
         digest: digest(1).to_string(),
         nodes: vec!["a".into()],
         spread: Some(2),
+        window: false,
         priority: 3,
         created_unix_s: 4,
         for_jobs: false,

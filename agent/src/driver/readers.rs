@@ -1,0 +1,130 @@
+//! Readers on this node: what they told, passed on to the coordinator, and what it lets go behind them.
+//!
+//! A reader lives as long as its connection to the socket. What it announced is kept here, because each session with a
+//! coordinator begins with it anew.
+
+use millstream_agent_core::event::Event;
+use millstream_proto::convert::{runs_within, set_to_runs};
+use millstream_proto::v1::{self, agent_message::Body};
+use millstream_types::{DatasetId, Digest, RunSet, ShardNo};
+
+use super::Driver;
+use crate::storage::Keeper;
+
+/// What a reader says.
+#[derive(Clone, Debug)]
+pub(crate) struct ReaderMove {
+    pub digest: Digest,
+    pub reader: u64,
+    /// What it announced before is void.
+    pub restart: bool,
+    pub upcoming: Vec<ShardNo>,
+    pub finished: RunSet,
+}
+
+/// What is known of a reader.
+#[derive(Debug, Default)]
+pub(super) struct Reader {
+    /// As announced; those not in `left` any more it has read.
+    order: Vec<ShardNo>,
+    left: RunSet,
+}
+
+impl Driver {
+    pub(super) fn reader_moved(&mut self, moved: ReaderMove) {
+        let reader = self.readers.entry((moved.digest, moved.reader)).or_default();
+        if moved.restart {
+            *reader = Reader::default();
+        }
+        for &shard in &moved.upcoming {
+            if !reader.left.contains(shard) {
+                reader.left.insert(shard);
+                reader.order.push(shard);
+            }
+        }
+        reader.left.remove_all(&moved.finished);
+        let left = &reader.left;
+        if reader.order.len() as u64 > 2 * left.len() + 16 {
+            reader.order.retain(|&shard| left.contains(shard));
+        }
+        self.tell_reader(moved);
+    }
+
+    pub(super) fn reader_gone(&mut self, digest: Digest, reader: u64) {
+        self.readers.remove(&(digest, reader));
+        if let Some(dataset) = self.wire_of(&digest) {
+            self.send(Body::ReaderGone(v1::ReaderGone { dataset, reader }));
+        }
+    }
+
+    /// A session begins: the coordinator may never have heard of them.
+    pub(super) fn announce_readers(&mut self, digest: Digest) {
+        let of_version = self.readers.range((digest, 0)..=(digest, u64::MAX));
+        let moves: Vec<ReaderMove> = of_version
+            .map(|(&(digest, reader), state)| ReaderMove {
+                digest,
+                reader,
+                restart: true,
+                upcoming: state.order.iter().copied().filter(|&s| state.left.contains(s)).collect(),
+                finished: RunSet::new(),
+            })
+            .collect();
+        for moved in moves {
+            self.tell_reader(moved);
+        }
+    }
+
+    fn tell_reader(&mut self, moved: ReaderMove) {
+        let Some(dataset) = self.wire_of(&moved.digest) else { return };
+        self.send(Body::Reader(v1::ReaderMoved {
+            dataset,
+            reader: moved.reader,
+            restart: moved.restart,
+            upcoming: moved.upcoming,
+            finished: Some(set_to_runs(&moved.finished)),
+            room_bytes: self.parts.store.room_bytes(&moved.digest),
+        }));
+    }
+
+    fn wire_of(&self, digest: &Digest) -> Option<u32> {
+        self.to_wire.get(self.by_digest.get(digest)?).copied()
+    }
+
+    /// The coordinator lets shards go. What is in use here stays, and it is told so.
+    pub(super) fn drop_shards(&mut self, dataset: DatasetId, shards: v1::Runs) {
+        let Some((digest, local)) = self.open(dataset).map(|o| (o.digest, o.local.clone())) else { return };
+        let layout = local.manifest.layout();
+        let Ok(shards) = runs_within(&shards, layout.shards()) else {
+            tracing::warn!(%dataset, "order to drop shards that the version does not have; ignored");
+            return;
+        };
+        let kept_whole = self.parts.store.keeper(&digest) != Keeper::Nobody;
+        let mut kept = RunSet::new();
+        for shard in shards.iter() {
+            let mut readers = self.readers.range((digest, 0)..=(digest, u64::MAX));
+            if kept_whole || readers.any(|(_, r)| r.left.contains(shard)) {
+                kept.insert(shard);
+            } else {
+                self.dropping.insert((dataset, shard));
+                self.handle(Event::DropShard { dataset, shard });
+            }
+        }
+        if !kept.is_empty() {
+            self.tell_dropped(dataset, RunSet::new(), kept);
+        }
+    }
+
+    /// The bytes of a shard are off the disk.
+    pub(super) fn dropped(&mut self, dataset: DatasetId, shard: ShardNo) {
+        if self.dropping.remove(&(dataset, shard)) {
+            self.parts.counters.eviction("window");
+            self.tell_dropped(dataset, RunSet::from_range(shard..shard + 1), RunSet::new());
+        }
+    }
+
+    fn tell_dropped(&mut self, dataset: DatasetId, dropped: RunSet, kept: RunSet) {
+        let Some(&wire) = self.to_wire.get(&dataset) else { return };
+        let (dropped, kept) = (Some(set_to_runs(&dropped)), Some(set_to_runs(&kept)));
+        self.send(Body::Dropped(v1::ShardsDropped { dataset: wire, dropped, kept }));
+    }
+}

@@ -1,0 +1,90 @@
+//! `reader`: a loader says what it will read next and what it has read, so that shards come ahead of it and go behind it.
+//!
+//! A reader is a connection and a name that the client chooses; it ends with the connection.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use millstream_types::{Digest, RunSet};
+use serde::Deserialize;
+use serde_json::json;
+
+use super::{Answer, LocalApi, refusal};
+use crate::driver::{Ask, Input, Inputs, ReaderMove};
+use crate::limits::READERS_PER_CLIENT_MAX;
+use crate::local::LocalVersion;
+
+/// The request.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Announcement {
+    dataset: String,
+    /// Of the client's choice, unique on its connection.
+    reader: String,
+    /// Keys that it will read, in order.
+    #[serde(default)]
+    upcoming: Option<Vec<String>>,
+    /// After those announced before, instead of in their place.
+    #[serde(default)]
+    append: bool,
+    /// Keys that it has read.
+    #[serde(default)]
+    finished: Vec<String>,
+}
+
+/// Numbers of all readers of this process.
+static NEXT: AtomicU64 = AtomicU64::new(0);
+
+/// The readers of one connection. Those who drop it end them.
+pub(super) struct Readers {
+    known: BTreeMap<(Digest, String), u64>,
+    inputs: Inputs,
+}
+
+impl Readers {
+    pub(super) fn new(inputs: Inputs) -> Readers {
+        Readers { known: BTreeMap::new(), inputs }
+    }
+}
+
+impl Drop for Readers {
+    fn drop(&mut self) {
+        for ((digest, _), reader) in std::mem::take(&mut self.known) {
+            let gone = Input::Ask(Ask::ReaderGone { digest, reader });
+            // A driver that is behind is told by a task: a reader must not be forgotten.
+            if let Err(tokio::sync::mpsc::error::TrySendError::Full(gone)) = self.inputs.try_send(gone) {
+                let inputs = self.inputs.clone();
+                tokio::spawn(async move { inputs.send(gone).await });
+            }
+        }
+    }
+}
+
+/// Takes an announcement.
+pub(super) async fn announce(api: &LocalApi, said: Announcement, readers: &mut Readers) -> Answer {
+    let version = api.find(&said.dataset).await?;
+    let digest = version.manifest.digest();
+    let name = version.manifest.name().to_string();
+    let key = (digest, said.reader);
+    if !readers.known.contains_key(&key) && readers.known.len() >= READERS_PER_CLIENT_MAX {
+        return Err(refusal(2, format!("more than {READERS_PER_CLIENT_MAX} readers on one connection")));
+    }
+    let restart = said.upcoming.is_some() && !said.append;
+    let upcoming = shards(&version, said.upcoming.as_deref().unwrap_or_default())?;
+    let finished: RunSet = shards(&version, &said.finished)?.into_iter().collect();
+    let reader = *readers.known.entry(key).or_insert_with(|| NEXT.fetch_add(1, Ordering::Relaxed));
+    let announced = upcoming.len();
+    let moved = ReaderMove { digest, reader, restart, upcoming, finished };
+    let sent = api.inputs.send(Input::Ask(Ask::Reader(moved))).await;
+    sent.map_err(|_| refusal(6, "the agent is stopping"))?;
+    Ok(json!({"dataset": name, "announced": announced}))
+}
+
+fn shards(version: &LocalVersion, keys: &[String]) -> Result<Vec<u32>, super::Refusal> {
+    let name = version.manifest.name();
+    let number = |key: &String| match version.manifest.find(key) {
+        Some((shard, _)) => Ok(shard),
+        None => Err(refusal(3, format!("{name} has no shard {key:?}; run: millstream dataset show {name}"))),
+    };
+    keys.iter().map(number).collect()
+}

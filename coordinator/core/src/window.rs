@@ -1,0 +1,271 @@
+//! Readers: what they will read next, in order, and who still needs what. `room` decides what follows from it.
+//!
+//! Everything here is in placement groups, because extents do not divide them; a group is mostly one shard. Goals: the
+//! next shards are on a reader's node before it asks for them; a byte that some reader still needs stays on some node,
+//! so that it leaves the origin once; nothing is kept that nobody needs when room is needed.
+
+mod room;
+
+use std::collections::{BTreeMap, VecDeque};
+
+use millstream_types::{DatasetId, NodeId, RunSet, ShardNo, Time};
+
+use crate::Core;
+use crate::bits::Bits;
+use crate::catalog::Dataset;
+use crate::event::NodeState;
+use crate::limits::{AHEAD_GROUPS_MAX, READERS_MAX, WORD_FOR_US};
+
+/// Index of a placement group.
+pub(crate) type Group = u32;
+
+/// One reader: a loader on a node, for as long as its connection lives.
+#[derive(Debug, Default)]
+struct Reader {
+    /// Groups in the order of their first upcoming shard; those not in `left` any more are over.
+    order: VecDeque<Group>,
+    upcoming: RunSet,
+    /// Upcoming shards by group.
+    left: BTreeMap<Group, u32>,
+}
+
+/// What the origin said of a group when it was asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Word {
+    Asked(Time),
+    Holds(Time),
+    Lacks(Time),
+}
+
+/// All readers of a version.
+#[derive(Debug, Default)]
+pub(crate) struct Window {
+    readers: BTreeMap<(NodeId, u64), Reader>,
+    /// Bytes that the version may take on a node.
+    rooms: BTreeMap<NodeId, u64>,
+    /// Readers that still need a group, by group.
+    need: Vec<u32>,
+    words: BTreeMap<Group, Word>,
+    /// Groups that a node would not drop, because something there uses them, and since when.
+    kept: BTreeMap<(NodeId, Group), Time>,
+}
+
+/// What a reader says.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ReaderReport {
+    /// The reader's number on its node.
+    pub reader: u64,
+    /// What it announced before is void.
+    pub restart: bool,
+    /// Shards that it will read after those announced before, in that order.
+    pub upcoming: Vec<ShardNo>,
+    /// Shards that it has read.
+    pub finished: Vec<ShardNo>,
+    /// Bytes that the version may take on the node.
+    pub room_bytes: u64,
+}
+
+impl Window {
+    fn forget(&mut self, key: (NodeId, u64)) {
+        for group in self.readers.remove(&key).map(|r| r.left).unwrap_or_default().into_keys() {
+            self.need[group as usize] -= 1;
+        }
+    }
+
+    fn nodes(&self) -> Vec<NodeId> {
+        self.rooms.keys().copied().collect()
+    }
+
+    /// What the readers of a node need, soonest first: each reader's next, each reader's second, and so on.
+    fn sequence(&self, node: NodeId) -> Vec<Group> {
+        let mut heads: Vec<_> = self
+            .readers
+            .range((node, 0)..=(node, u64::MAX))
+            .map(|(_, r)| r.order.iter().filter(|g| r.left.contains_key(g)))
+            .collect();
+        let (mut out, mut seen) = (Vec::new(), Bits::default());
+        while out.len() < AHEAD_GROUPS_MAX {
+            let mut any = false;
+            for head in &mut heads {
+                if let Some(&group) = head.next() {
+                    any = true;
+                    if seen.set(group) {
+                        out.push(group);
+                    }
+                }
+            }
+            if !any {
+                break;
+            }
+        }
+        out
+    }
+
+    /// Does a reader on the node still need it?
+    fn needed_on(&self, node: NodeId, group: Group) -> bool {
+        self.readers.range((node, 0)..=(node, u64::MAX)).any(|(_, r)| r.left.contains_key(&group))
+    }
+
+    /// What the origin said of a group lately.
+    fn word(&self, now: Time, group: Group) -> Option<Word> {
+        let word = self.words.get(&group).copied()?;
+        let (Word::Asked(since) | Word::Holds(since) | Word::Lacks(since)) = word;
+        (now.since(since) < WORD_FOR_US).then_some(word)
+    }
+
+    /// How many groups the first of all readers has to go before it needs each group.
+    fn distances(&self) -> BTreeMap<Group, usize> {
+        let mut out = BTreeMap::new();
+        for reader in self.readers.values() {
+            for (at, &group) in reader.order.iter().filter(|g| reader.left.contains_key(g)).enumerate() {
+                let nearest = out.entry(group).or_insert(at);
+                *nearest = at.min(*nearest);
+            }
+        }
+        out
+    }
+}
+
+impl Core {
+    pub(crate) fn reader_report(&mut self, now: Time, node: NodeId, dataset: DatasetId, report: &ReaderReport) {
+        let up = self.nodes.get(node).is_some_and(|n| n.seen && n.state != NodeState::Down);
+        let taken = up && self.with(dataset, |core, ds| core.take_report(ds, now, node, report)).unwrap_or(false);
+        if !taken {
+            self.counters.ignored += 1;
+            return;
+        }
+        if self.demanding.insert(dataset) {
+            self.rank();
+        }
+        self.serve(now, node);
+    }
+
+    fn take_report(&mut self, ds: &mut Dataset, now: Time, node: NodeId, report: &ReaderReport) -> bool {
+        self.cut(ds);
+        let mut window = ds.window.take().unwrap_or_default();
+        window.need.resize(ds.groups.len(), 0);
+        let key = (node, report.reader);
+        if report.restart {
+            window.forget(key);
+        }
+        let known = window.readers.contains_key(&key) || window.readers.len() < READERS_MAX;
+        if known {
+            window.rooms.insert(node, report.room_bytes);
+            let reader = window.readers.entry(key).or_default();
+            for &shard in report.upcoming.iter().filter(|&&s| s < ds.layout.shards()) {
+                if !reader.upcoming.contains(shard) {
+                    reader.upcoming.insert(shard);
+                    let group = ds.group_of(shard);
+                    let left = reader.left.entry(group).or_insert(0);
+                    *left += 1;
+                    if *left == 1 {
+                        reader.order.push_back(group);
+                        window.need[group as usize] += 1;
+                    }
+                }
+            }
+            for &shard in &report.finished {
+                reader.finish(ds, shard, &mut window.need);
+            }
+        }
+        ds.window = Some(window);
+        self.refill(ds, now, node);
+        known
+    }
+
+    pub(crate) fn reader_gone(&mut self, now: Time, node: NodeId, dataset: DatasetId, reader: u64) {
+        self.with(dataset, |core, ds| {
+            if let Some(window) = &mut ds.window {
+                window.forget((node, reader));
+            }
+            core.refill_all(ds, now);
+        });
+        self.serve_all(now);
+    }
+
+    /// A node is given up, and its readers with it. Should it come back, they announce themselves again.
+    pub(crate) fn readers_lost(&mut self, ds: &mut Dataset, node: NodeId) {
+        if let Some(window) = &mut ds.window {
+            let lost: Vec<_> = window.readers.range((node, 0)..=(node, u64::MAX)).map(|(key, _)| *key).collect();
+            for key in lost {
+                window.forget(key);
+            }
+            window.rooms.remove(&node);
+            window.kept.retain(|(n, _), _| *n != node);
+        }
+    }
+}
+
+impl Core {
+    /// A reader waits for some of these: what it announced comes next, within its room. Returns the others.
+    pub(crate) fn hurry(&mut self, ds: &mut Dataset, now: Time, node: NodeId, mut shards: RunSet) -> RunSet {
+        let announced = ds.announced(node);
+        let groups: Vec<Group> = shards.iter().filter(|&s| announced.contains(s)).map(|s| ds.group_of(s)).collect();
+        if let Some(window) = &mut ds.window {
+            for (_, reader) in window.readers.range_mut((node, 0)..=(node, u64::MAX)) {
+                for &group in groups.iter().rev().filter(|g| reader.left.contains_key(g)) {
+                    reader.order.retain(|&g| g != group);
+                    reader.order.push_front(group);
+                }
+            }
+        }
+        self.refill(ds, now, node);
+        shards.remove_all(&announced);
+        shards
+    }
+}
+
+impl Reader {
+    fn finish(&mut self, ds: &Dataset, shard: ShardNo, need: &mut [u32]) {
+        if shard >= ds.layout.shards() || !self.upcoming.contains(shard) {
+            return;
+        }
+        self.upcoming.remove_range(shard..shard + 1);
+        let group = ds.group_of(shard);
+        if let Some(left) = self.left.get_mut(&group) {
+            *left -= 1;
+            if *left == 0 {
+                self.left.remove(&group);
+                need[group as usize] -= 1;
+            }
+        }
+        while self.order.front().is_some_and(|g| !self.left.contains_key(g)) {
+            self.order.pop_front();
+        }
+    }
+}
+
+impl Dataset {
+    pub(crate) fn group_of(&self, shard: ShardNo) -> Group {
+        self.groups.partition_point(|&g| g <= shard) as Group - 1
+    }
+
+    pub(crate) fn group_shards(&self, group: Group) -> std::ops::Range<ShardNo> {
+        let at = group as usize;
+        self.groups[at]..self.groups.get(at + 1).copied().unwrap_or(self.layout.shards())
+    }
+
+    pub(crate) fn group_pieces(&self, group: Group) -> millstream_types::PieceRange {
+        let shards = self.group_shards(group);
+        self.layout.shard_pieces(shards.start).start..self.layout.shard_pieces(shards.end - 1).end
+    }
+
+    /// Shards of the groups that readers on a node still need.
+    pub(crate) fn announced(&self, node: NodeId) -> RunSet {
+        let Some(window) = &self.window else {
+            return RunSet::new();
+        };
+        let readers = window.readers.range((node, 0)..=(node, u64::MAX));
+        RunSet::from_runs(readers.flat_map(|(_, r)| r.left.keys()).map(|&g| self.group_shards(g)))
+    }
+
+    /// What a node asked for itself, soonest needed first.
+    pub(crate) fn demand_order(&self, node: NodeId) -> Vec<std::ops::Range<ShardNo>> {
+        let Some(replica) = self.replica(node) else {
+            return Vec::new();
+        };
+        let soon = self.window.as_ref().map(|w| w.sequence(node)).unwrap_or_default();
+        let soon = soon.into_iter().map(|g| self.group_shards(g)).filter(|s| replica.demanded.contains(s.start));
+        soon.chain(replica.demanded.runs().iter().cloned()).collect()
+    }
+}

@@ -1,0 +1,363 @@
+//! What comes to a node ahead of its readers, and what goes when there is no room for it.
+//!
+//! A quarter of the room is for what the readers of the node need next. The rest keeps what was read: a group goes
+//! only when something else needs its place, first those of which another node has a copy, then those that nobody
+//! needs. A last copy that somebody still needs moves to a node that has room. Only when no node has any is the one
+//! dropped that is needed last, to be read from the origin again; and no last copy goes without the origin's word
+//! that it still holds the object.
+
+use millstream_types::{NodeId, RunSet, Time};
+
+use super::{Group, Window, Word};
+use crate::Core;
+use crate::catalog::{Dataset, Replica, Wanted};
+use crate::event::Action;
+use crate::limits::{AHEAD_PART, ASK_GROUPS_MAX, KEPT_FOR_US};
+
+/// A node's room for a version.
+#[derive(Debug, Default)]
+struct Shelf {
+    budget: u64,
+    /// Bytes there, on their way there, or being dropped.
+    occupied: u64,
+    /// Of those, being dropped.
+    going: u64,
+    /// Groups that may be dropped if others allow it.
+    here: Vec<Group>,
+}
+
+impl Shelf {
+    fn free(&self) -> u64 {
+        self.budget.saturating_sub(self.occupied)
+    }
+}
+
+/// What is to happen at one node.
+#[derive(Debug, Default)]
+struct Moves {
+    come: Vec<Group>,
+    go: Vec<Group>,
+    ask: Vec<Group>,
+    hand: Option<(Group, NodeId)>,
+}
+
+impl Core {
+    /// Every node with readers: after something changed that may let others move.
+    /// True when something is to come somewhere: then the nodes are to be served.
+    pub(crate) fn refill_all(&mut self, ds: &mut Dataset, now: Time) -> bool {
+        let nodes = ds.window.as_ref().map(|w| w.nodes()).unwrap_or_default();
+        nodes.into_iter().fold(false, |moved, node| self.refill(ds, now, node) || moved)
+    }
+
+    /// Brings a node what its readers need next, and makes room for it.
+    pub(crate) fn refill(&mut self, ds: &mut Dataset, now: Time, node: NodeId) -> bool {
+        let Some(window) = ds.window.take() else {
+            return false;
+        };
+        let open = ds.replica(node).is_some_and(|r| r.inventoried && r.refused.is_none());
+        let up = self.nodes.get(node).is_some_and(|n| n.serves());
+        let moves = if open && up { self.plan_moves(ds, now, &window, node) } else { Moves::default() };
+        ds.window = Some(window);
+        let comes = !moves.come.is_empty() || moves.hand.is_some();
+        self.carry_moves(ds, now, node, moves);
+        comes
+    }
+
+    fn plan_moves(&self, ds: &Dataset, now: Time, window: &Window, node: NodeId) -> Moves {
+        let mut shelf = self.shelf(ds, now, window, node);
+        let sequence = window.sequence(node);
+        let mut moves = Moves::default();
+        let mut ahead = 0;
+        for (at, &group) in sequence.iter().enumerate() {
+            let bytes = ds.group_bytes(group);
+            if at > 0 && ahead + bytes > shelf.budget / AHEAD_PART {
+                break;
+            }
+            ahead += bytes;
+            if ds.is_here(node, group) || ds.is_coming(node, group) {
+                continue;
+            }
+            let short = (shelf.occupied + bytes).saturating_sub(shelf.budget);
+            if short > 0 || ds.is_going(node, group) {
+                // What comes later waits, too: the soonest first.
+                self.make_room(ds, now, window, node, &shelf, short, at, &sequence, &mut moves);
+                return moves;
+            }
+            shelf.occupied += bytes;
+            moves.come.push(group);
+        }
+        let over = shelf.occupied.saturating_sub(shelf.budget);
+        if over > 0 {
+            self.make_room(ds, now, window, node, &shelf, over, usize::MAX, &sequence, &mut moves);
+        }
+        moves
+    }
+
+    /// Chooses what goes, so that `short` bytes become free. `at`: how many groups the reader has before it waits.
+    #[expect(clippy::too_many_arguments, reason = "one decision, with everything it looks at")]
+    fn make_room(
+        &self,
+        ds: &Dataset,
+        now: Time,
+        window: &Window,
+        node: NodeId,
+        shelf: &Shelf,
+        short: u64,
+        at: usize,
+        sequence: &[Group],
+        moves: &mut Moves,
+    ) {
+        let mut lacking = short.saturating_sub(shelf.going);
+        if lacking == 0 {
+            return;
+        }
+        let (mut copied, mut last): (Vec<Group>, Vec<Group>) =
+            shelf.here.iter().partition(|&&g| self.copy_elsewhere(ds, now, node, g));
+        // Among those with another copy: first what nobody needs, then what this node does not need, then what it
+        // needs last.
+        let turn = |g: &Group| sequence.iter().position(|s| s == g);
+        let near = &sequence[..sequence.len().min(at.saturating_add(1))];
+        copied.retain(|g| !near.contains(g));
+        copied.sort_by_key(|g| {
+            let mine = window.needed_on(node, *g);
+            (window.need[*g as usize] > 0, mine, std::cmp::Reverse(turn(g).filter(|_| mine)))
+        });
+        let mut take = |g: Group, moves: &mut Moves| {
+            lacking = lacking.saturating_sub(ds.group_bytes(g));
+            moves.go.push(g);
+            lacking == 0
+        };
+        if copied.into_iter().any(|g| take(g, moves)) {
+            return;
+        }
+        // Last copies of what nobody needs: with the origin's word.
+        last.retain(|&g| !window.needed_on(node, g));
+        let mut asked = false;
+        for &group in last.iter().filter(|&&g| window.need[g as usize] == 0) {
+            match window.word(now, group) {
+                Some(Word::Holds(_)) => {
+                    if take(group, moves) {
+                        return;
+                    }
+                }
+                Some(Word::Asked(_)) => asked = true,
+                Some(Word::Lacks(_)) => {}
+                None if moves.ask.len() < ASK_GROUPS_MAX => moves.ask.push(group),
+                None => {}
+            }
+        }
+        if asked || shelf.going > 0 || !moves.go.is_empty() || !moves.ask.is_empty() {
+            // Something will come of that.
+            return;
+        }
+        // Last copies that others need: to where there is room, best where they are needed.
+        let needed: Vec<Group> = last.into_iter().filter(|&g| window.need[g as usize] > 0).collect();
+        let already = needed.iter().any(|&g| window.nodes().iter().any(|&n| n != node && ds.is_coming(n, g)));
+        if already {
+            return;
+        }
+        moves.hand = self.heir(ds, now, window, node, &needed);
+        if moves.hand.is_none() && at <= 1 {
+            self.give_up_furthest(now, window, &needed, moves);
+        }
+    }
+
+    /// No node has room, and a reader waits: the group that is needed last goes, to be read from the origin again.
+    fn give_up_furthest(&self, now: Time, window: &Window, needed: &[Group], moves: &mut Moves) {
+        let distances = window.distances();
+        let word = |g: Group| window.word(now, g);
+        let held = needed.iter().copied().filter(|&g| !matches!(word(g), Some(Word::Lacks(_))));
+        let furthest = held.max_by_key(|g| (distances.get(g), *g));
+        match furthest.map(|g| (g, word(g))) {
+            Some((g, Some(Word::Holds(_)))) => moves.go.push(g),
+            Some((g, None)) => moves.ask.push(g),
+            _ => {}
+        }
+    }
+
+    /// A node with room for one of these groups.
+    fn heir(
+        &self,
+        ds: &Dataset,
+        now: Time,
+        window: &Window,
+        node: NodeId,
+        groups: &[Group],
+    ) -> Option<(Group, NodeId)> {
+        let mut best = None;
+        for &other in window.rooms.keys().filter(|&&n| n != node) {
+            let open = ds.replica(other).is_some_and(|r| r.inventoried && r.refused.is_none());
+            if !open || !self.nodes.get(other).is_some_and(|n| n.serves()) {
+                continue;
+            }
+            let free = self.shelf(ds, now, window, other).free();
+            let fits = groups.iter().copied().filter(|&g| ds.group_bytes(g) <= free && !ds.is_going(other, g));
+            for group in fits {
+                let score = (window.needed_on(other, group), free, std::cmp::Reverse(group), other);
+                best = best.max(Some((score, group, other)));
+            }
+        }
+        best.map(|(_, group, other)| (group, other))
+    }
+
+    fn shelf(&self, ds: &Dataset, now: Time, window: &Window, node: NodeId) -> Shelf {
+        let mut shelf = Shelf { budget: window.rooms.get(&node).copied().unwrap_or(0), ..Shelf::default() };
+        let served = self.served_by(ds, node);
+        for group in 0..ds.groups.len() as Group {
+            let bytes = ds.group_bytes(group);
+            if ds.is_going(node, group) {
+                shelf.going += bytes;
+            } else if ds.is_here(node, group) {
+                let wanted = ds.replica(node).is_some_and(|r| ds.group_shards(group).any(|s| r.staged.wants(s)));
+                let kept = window.kept.get(&(node, group)).is_some_and(|since| now.since(*since) < KEPT_FOR_US);
+                if !wanted && !kept && !served.contains(group) {
+                    shelf.here.push(group);
+                }
+            } else if !ds.is_coming(node, group) {
+                continue;
+            }
+            shelf.occupied += bytes;
+        }
+        shelf
+    }
+
+    /// Groups that others are just getting from the node.
+    fn served_by(&self, ds: &Dataset, node: NodeId) -> RunSet {
+        let serving = self.nodes.get(node).map_or(&[][..], |n| &n.serving);
+        let flights = serving.iter().filter_map(|&no| self.flights.get(no)).filter(|f| f.dataset == ds.id);
+        let shard = |e: u32| ds.layout.shard_of(ds.extents[e as usize].pieces.start);
+        flights.map(|f| ds.group_of(shard(f.extent))).collect()
+    }
+
+    /// Another node has all of it, visible, and will keep it for now.
+    fn copy_elsewhere(&self, ds: &Dataset, now: Time, node: NodeId, group: Group) -> bool {
+        let shards = ds.group_shards(group);
+        ds.members().filter(|(n, _)| *n != node).any(|(other, replica)| {
+            replica.sealed.contains_range(shards.clone())
+                && self.copies_on(ds, now, other).contains_range(shards.clone())
+        })
+    }
+
+    fn carry_moves(&mut self, ds: &mut Dataset, now: Time, node: NodeId, moves: Moves) {
+        let shards_of = |groups: &[Group]| RunSet::from_runs(groups.iter().map(|&g| ds.group_shards(g)));
+        let (come, gone) = (shards_of(&moves.come), shards_of(&moves.go));
+        // Empty files take no room, and nothing would bring them again.
+        let mut drop = gone.clone();
+        for shard in gone.iter().filter(|&s| ds.layout.shard_len(s) == 0) {
+            drop.remove_range(shard..shard + 1);
+        }
+        if !come.is_empty() || !gone.is_empty() {
+            let replica = ds.replica_entry(node);
+            replica.demanded.union_with(&come);
+            replica.demanded.remove_all(&gone);
+            replica.dropping.union_with(&drop);
+            self.want_again(ds, &[node]);
+            self.tell_sums(ds, node, &come);
+        }
+        if !drop.is_empty() {
+            self.counters.dropped += drop.len();
+            self.actions.push_back(Action::DropShards { node, dataset: ds.id, shards: drop });
+        }
+        if let Some((group, heir)) = moves.hand {
+            let shards = RunSet::from_range(ds.group_shards(group));
+            ds.replica_entry(heir).demanded.union_with(&shards);
+            self.counters.handed_over += 1;
+            self.want_again(ds, &[heir]);
+            self.tell_sums(ds, heir, &shards);
+        }
+        if !moves.ask.is_empty() {
+            let mut shards = RunSet::new();
+            for &group in &moves.ask {
+                shards.insert_range(ds.group_shards(group));
+                if let Some(window) = &mut ds.window {
+                    window.words.insert(group, Word::Asked(now));
+                }
+            }
+            self.actions.push_back(Action::AskOrigin { dataset: ds.id, shards });
+        }
+    }
+
+    /// The origin's word on shards that were asked about.
+    pub(crate) fn origin_says(
+        &mut self,
+        now: Time,
+        dataset: millstream_types::DatasetId,
+        asked: &RunSet,
+        holds: &RunSet,
+    ) {
+        self.with(dataset, |core, ds| {
+            let mut groups: Vec<Group> =
+                asked.iter().take_while(|&s| s < ds.layout.shards()).map(|s| ds.group_of(s)).collect();
+            groups.dedup();
+            for group in groups {
+                let all = holds.contains_range(ds.group_shards(group));
+                let word = if all { Word::Holds(now) } else { Word::Lacks(now) };
+                if let Some(window) = &mut ds.window {
+                    window.words.insert(group, word);
+                }
+            }
+            core.refill_all(ds, now);
+        });
+        self.serve_all(now);
+    }
+
+    /// A node dropped shards as it was told, or kept some that are in use there.
+    pub(crate) fn shards_dropped(
+        &mut self,
+        now: Time,
+        node: NodeId,
+        dataset: millstream_types::DatasetId,
+        dropped: &RunSet,
+        kept: &RunSet,
+    ) {
+        self.with(dataset, |core, ds| {
+            let replica = ds.replica_entry(node);
+            replica.dropping.remove_all(dropped);
+            replica.dropping.remove_all(kept);
+            replica.sealed.remove_all(dropped);
+            let groups: Vec<Group> = kept.iter().filter(|&s| s < ds.layout.shards()).map(|s| ds.group_of(s)).collect();
+            if let Some(window) = &mut ds.window {
+                window.kept.extend(groups.into_iter().map(|group| ((node, group), now)));
+            }
+            for run in dropped.runs() {
+                let end = run.end.min(ds.layout.shards());
+                if run.start < end {
+                    let pieces = ds.layout.shard_pieces(run.start).start..ds.layout.shard_pieces(end - 1).end;
+                    for e in ds.extents_in(pieces) {
+                        ds.lose(e, node);
+                    }
+                }
+            }
+            core.refill_all(ds, now);
+        });
+        self.serve_all(now);
+    }
+}
+
+impl Dataset {
+    fn group_bytes(&self, group: Group) -> u64 {
+        self.layout.range_bytes(self.group_pieces(group))
+    }
+
+    fn on(&self, node: NodeId, test: impl FnOnce(&Replica) -> bool) -> bool {
+        self.replica(node).is_some_and(test)
+    }
+
+    /// All of it is visible on the node, and stays.
+    fn is_here(&self, node: NodeId, group: Group) -> bool {
+        let shards = self.group_shards(group);
+        self.on(node, |r| r.sealed.contains_range(shards) && !self.is_going(node, group))
+    }
+
+    /// The node is to have it.
+    fn is_coming(&self, node: NodeId, group: Group) -> bool {
+        let shard = self.group_shards(group).start;
+        self.on(node, |r| r.wanted != Wanted::Nothing && r.wanted.wants(shard)) && !self.is_here(node, group)
+    }
+
+    /// The node was told to drop it.
+    fn is_going(&self, node: NodeId, group: Group) -> bool {
+        let shards = self.group_shards(group);
+        self.on(node, |r| r.dropping.count_range(shards) > 0)
+    }
+}

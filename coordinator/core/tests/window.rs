@@ -1,0 +1,177 @@
+//! Loaders that read everything once, on nodes that hold a part of it: what leaves the origin, and how long they wait.
+
+mod model;
+
+use millstream_coordinator_core::event::{Event, Placement};
+use millstream_types::{NodeId, RunSet, Time};
+use model::{DS, Loader, STAGE, Setup, World};
+use rand::{SeedableRng, rngs::StdRng, seq::SliceRandom};
+
+const NODES: u32 = 4;
+const SHARDS: u32 = 100;
+/// A cold epoch takes some seconds of model time.
+const LIMIT: Time = Time(600_000_000);
+
+fn world() -> World {
+    let mut setup = Setup::new(NODES, 400, 1.0);
+    setup.shards = vec![4 << 20; SHARDS as usize];
+    setup.placement = Placement::Window;
+    let mut world = World::new(setup);
+    world.join_all();
+    world.request_all();
+    world
+}
+
+/// Reads at a fifth of the link: four nodes together at less than the origin gives.
+fn loader(order: Vec<u32>, cache: f64) -> Loader {
+    let room = (f64::from(SHARDS) * cache) as u64 * (4 << 20);
+    Loader { order, bytes_per_s: 2e8, room, ..Loader::default() }
+}
+
+fn shuffled(seed: u64) -> Vec<u32> {
+    let mut order: Vec<u32> = (0..SHARDS).collect();
+    order.shuffle(&mut StdRng::seed_from_u64(seed));
+    order
+}
+
+struct Epoch {
+    /// Bytes from the origin over the size of the data.
+    origin: f64,
+    /// Share of the time that loaders waited.
+    waiting: f64,
+}
+
+/// One epoch; the quota holds at every moment.
+fn epoch(world: &mut World, orders: [Vec<u32>; NODES as usize], cache: f64) -> Epoch {
+    let (began, read) = (world.now, world.origin_ratio());
+    for (node, order) in (0..).zip(orders) {
+        world.load(node, loader(order, cache));
+    }
+    let room = loader(Vec::new(), cache).room;
+    while !world.all_read() {
+        assert!(world.now < LIMIT, "stuck: {}\n{:?}", world.describe(), world.readers);
+        world.pass(10_000);
+        for node in 0..NODES {
+            assert!(world.held_bytes(node) <= room, "node {node} holds {} of {room}", world.held_bytes(node));
+        }
+    }
+    let waited: u64 = world.readers.values().map(|l| l.waited_us).sum();
+    Epoch {
+        origin: world.origin_ratio() - read,
+        waiting: waited as f64 / (u64::from(NODES) * world.now.since(began)) as f64,
+    }
+}
+
+fn report(what: &str, epoch: &Epoch, world: &World) {
+    let counters = world.core.counters();
+    println!(
+        "{what}: origin {:.3} x D, loaders waited {:.1} % of the time, {} shards dropped, {} handed over",
+        epoch.origin,
+        100.0 * epoch.waiting,
+        counters.dropped,
+        counters.handed_over
+    );
+}
+
+#[test]
+fn a_cold_epoch_in_one_order_reads_the_origin_once() {
+    let mut world = world();
+    let epoch = epoch(&mut world, std::array::from_fn(|_| shuffled(1)), 0.3);
+    report("same order, cache 30 %", &epoch, &world);
+    assert!(epoch.origin <= 1.05, "{:.3}", epoch.origin);
+}
+
+#[test]
+fn a_cold_epoch_in_different_orders_reads_the_origin_once() {
+    for seed in [1, 100, 200] {
+        let mut world = world();
+        let epoch = epoch(&mut world, std::array::from_fn(|n| shuffled(seed + n as u64)), 0.3);
+        report("different orders, cache 30 %", &epoch, &world);
+        assert!(epoch.origin <= 1.05, "{:.3}", epoch.origin);
+    }
+}
+
+#[test]
+fn disjoint_shares_are_read_once_and_forgotten() {
+    let mut world = world();
+    let order = shuffled(7);
+    let share = |n: usize| order.iter().copied().skip(n).step_by(NODES as usize).collect();
+    let epoch = epoch(&mut world, std::array::from_fn(share), 0.05);
+    report("a quarter each, cache 5 %", &epoch, &world);
+    assert!(epoch.origin <= 1.0 + 1e-9, "{:.3}", epoch.origin);
+}
+
+#[test]
+fn a_cache_that_is_too_small_still_ends() {
+    let mut world = world();
+    let epoch = epoch(&mut world, std::array::from_fn(|n| shuffled(n as u64)), 0.06);
+    report("different orders, cache 6 %", &epoch, &world);
+    // Each node alone would read everything.
+    assert!(epoch.origin <= 4.0, "{:.3}", epoch.origin);
+}
+
+#[test]
+fn a_second_epoch_uses_what_the_first_one_left() {
+    let mut world = world();
+    epoch(&mut world, std::array::from_fn(|n| shuffled(n as u64)), 0.3);
+    let second = epoch(&mut world, std::array::from_fn(|n| shuffled(50 + n as u64)), 0.3);
+    report("second epoch", &second, &world);
+    assert!(second.origin < 0.8, "{:.3}", second.origin);
+}
+
+#[test]
+fn last_copies_of_what_the_origin_lost_stay() {
+    let mut world = world();
+    // Of a third of the data, the origin has something else once it was read.
+    let lost: RunSet = (0..SHARDS).step_by(3).collect();
+    world.origin_lacks = lost.clone();
+    epoch(&mut world, std::array::from_fn(|n| shuffled(n as u64)), 0.3);
+    world.pass(1_000_000);
+    for shard in lost.iter() {
+        let pieces = world.layout.shard_pieces(shard);
+        assert!((0..NODES).any(|n| world.have(n).contains_range(pieces.clone())), "shard {shard} is gone");
+    }
+}
+
+#[test]
+fn a_node_with_little_room_hands_its_last_copies_over() {
+    let mut world = world();
+    // Ahead of all others, it reads what they will need much later, and has no room for it.
+    world.load(0, loader(shuffled(300), 0.12));
+    for node in 1..NODES {
+        let slow = loader(shuffled(300 + u64::from(node)), 0.4);
+        world.load(node, Loader { bytes_per_s: 2e6, ..slow });
+    }
+    while world.readers[&0].at < SHARDS as usize {
+        assert!(world.now < LIMIT, "stuck: {}", world.describe());
+        world.pass(10_000);
+    }
+    let epoch = Epoch { origin: world.origin_ratio(), waiting: 0.0 };
+    report("one node with 12 % ahead of three with 40 %", &epoch, &world);
+    assert!(world.core.counters().handed_over > 20);
+    assert!(epoch.origin <= 1.0 + 1e-9, "{:.3}", epoch.origin);
+    // And whatever they need is somewhere.
+    for shard in 0..SHARDS {
+        let pieces = world.layout.shard_pieces(shard);
+        assert!((0..NODES).any(|n| world.have(n).contains_range(pieces.clone())), "shard {shard} is gone");
+    }
+}
+
+#[test]
+fn readers_that_end_hold_nothing_back() {
+    let mut world = world();
+    // One node stops after a few shards: what only it still wanted may go.
+    world.load(0, Loader { bytes_per_s: 1e3, ..loader(shuffled(1), 0.3) });
+    world.pass(200_000);
+    world.tell_core(Event::ReaderGone { node: NodeId(0), dataset: DS, reader: 1 });
+    world.readers.clear();
+    let order = shuffled(2);
+    world.load(1, loader(order, 0.1));
+    while !world.all_read() {
+        assert!(world.now < LIMIT, "stuck: {}", world.describe());
+        world.pass(10_000);
+    }
+    assert!(world.origin_ratio() <= 1.05);
+    let stage = world.core.stage(STAGE, world.now).expect("the stage");
+    assert_eq!(stage.state, "done");
+}
