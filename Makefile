@@ -24,12 +24,12 @@ test: test-fast test-slurm test-deploy test-rdma ## everything; the last lines a
 
 test-fast: fmt-check scripts-check clippy doc-test unit test-python ## without the lanes that need a browser, Slurm or a virtual machine
 
-test-slurm: ## jobs on a real slurmctld with three slurmd on this machine (root)
+test-slurm: build-deps ## jobs on a real slurmctld with three slurmd on this machine (root)
 	scripts/apt-install munge python3 slurm-client slurm-wlm-basic-plugins slurmctld slurmd
 	MILLSTREAM_SLURM_VERSION=$$(srun --version | cut -d' ' -f2) $(CARGO) build --locked -p millstream -p millstream-spank
 	deploy/slurm/test/run.py --binary $(TARGET)/debug/millstream --plugin $(TARGET)/debug/libmillstream_spank.so
 
-test-deploy: ## units, packages in a chroot, alert rules, dashboard, chart (root)
+test-deploy: build-deps ## units, packages in a chroot, alert rules, dashboard, chart (root)
 	scripts/apt-install systemd prometheus mmdebstrap python3 python3-venv
 	scripts/python-env kubernetes-validate jsonschema pyyaml
 	.venv/bin/python deploy/test/check.py
@@ -62,7 +62,7 @@ clippy: build-deps
 	$(CARGO) clippy --locked -p millstream-rdma --test soft_roce -p millstream-agent --test rdma_carrier -p millstream --test rdma -- -D warnings
 
 scripts-check:
-	@for f in scripts/demo scripts/apt-install scripts/python-env scripts/rdma-vm scripts/rdma-guest scripts/test-rdma scripts/test-python .ci/run benches/macro/*.sh; do bash -n "$$f"; done
+	@for f in scripts/demo scripts/apt-install scripts/python-env scripts/rdma-vm scripts/rdma-guest scripts/test-rdma scripts/test-python .ci/run benches/macro/*.sh deploy/debian/build deploy/test/packages; do bash -n "$$f"; done
 	@python3 -c 'import ast, pathlib, sys; [ast.parse(pathlib.Path(p).read_text(), p) for p in sys.argv[1:]]' \
 	    scripts/*.py benches/macro/*.py deploy/slurm/test/*.py deploy/test/*.py deploy/grafana/*.py
 

@@ -183,6 +183,20 @@ def s3_down_requeues_and_drains_nothing(rig):
     return said[0].strip() if said else ""
 
 
+def s3_down_holds_where_that_is_configured(rig):
+    rig.dataset("c23")
+    rig.settings(on_timeout="hold")
+    rig.control("POST", "/faults", {"key": "*", "kind": {"type": "status", "status": 500}})
+    job = rig.sbatch(READ, "-N1", "--comment=millstream:c23@v1,timeout=1s")
+    until("it is held", lambda: "PENDING" in rig.state(job) and "held" in rig.state(job).lower())
+    check("the job is held" in rig.show(job), f"the user is not told:\n{rig.show(job)}")
+    check(set(rig.node_states()) <= {"idle", "completing"}, f"nodes: {rig.node_states()}")
+    rig.control("DELETE", "/faults")
+    rig.slurm("scontrol", "release", job)
+    rig.slurm("scontrol", "update", f"jobid={job}", "starttime=now")
+    rig.completed(job)
+
+
 def s3_down_tells_interactive_users_at_once(rig):
     rig.dataset("c10")
     rig.control("POST", "/faults", {"key": "*", "kind": {"type": "status", "status": 500}})
@@ -314,7 +328,17 @@ def without_controller_hooks_each_node_stages(rig):
         job = rig.sbatch(READ, "-N3", "--comment=millstream:c19@v1,timeout=2s")
         until("it is back in the queue", lambda: "PENDING" in rig.state(job) and "requeued and tried" in rig.show(job))
         until("nodes are idle", lambda: set(rig.node_states()) == {"idle"})
+        rig.slurm("scancel", job)
+        # Only a node without agent is the node's fault.
+        rig.control("DELETE", "/faults")
+        rig.agents["n2"].stop()
+        job = rig.sbatch("true", "-w", "n2", "--comment=millstream:c18@v1")
+        until("n2 is drained", lambda: rig.node_states()[1].startswith("drain"))
+        codes = [code for _, node, code, _ in rig.hook_runs("prolog", job) if node == "n2"]
+        check(codes and codes[0] != 0, f"the Prolog of n2 ended with {codes}")
     finally:
+        if rig.agents["n2"].process.poll() is not None:
+            rig.start_agent("n2")
         rig.conf.write_text(conf)
         rig.slurm("scontrol", "reconfigure")
 
@@ -331,6 +355,7 @@ ALL = [
     cancelled_while_staging,
     cancelled_while_pending,
     s3_down_requeues_and_drains_nothing,
+    s3_down_holds_where_that_is_configured,
     s3_down_tells_interactive_users_at_once,
     budget_exceeded,
     dead_agent_drains_its_node_only,
