@@ -51,6 +51,7 @@ pub struct SelectTransport {
     rdma: Option<Rdma>,
     arena: Arc<Arena>,
     counters: Arc<Counters>,
+    #[cfg_attr(not(feature = "rdma"), allow(dead_code))]
     started: Instant,
     state: Mutex<State>,
 }
