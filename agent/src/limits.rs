@@ -130,6 +130,9 @@ pub const RDMA_WRITES_MAX: usize = 4;
 /// How long a peer may take to confirm that it will not write to a slot it was asked to leave alone. After that the
 /// queue pair is destroyed, which is certain, and costs what else is in flight on it.
 pub const RDMA_CANCEL_GRACE: Duration = Duration::from_secs(2);
+/// Greeting and the exchange of queue pairs, which take the kernel some milliseconds each, once connected. Until then
+/// the pieces of that peer wait.
+pub const RDMA_SETUP_TIMEOUT: Duration = Duration::from_secs(10);
 /// Requests that waited for an attempt to set up a queue pair do not repeat it within this time.
 pub const RDMA_SETUP_RETRY: Duration = Duration::from_millis(500);
 /// How often devices are looked for that came, went or may be tried again.

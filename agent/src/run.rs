@@ -69,6 +69,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     tcp.connections_per_peer = config.connections_per_peer;
     let peers_down = CancellationToken::new();
     let rdma = start_rdma(&config, &arena, &peers_down).await?;
+    #[cfg_attr(not(feature = "rdma"), allow(clippy::clone_on_copy))]
     let takeover = rdma.clone().map(as_takeover);
     let transport = SelectTransport::new(TcpTransport::new(tcp), rdma, arena.clone(), counters.clone());
     let transport = Arc::new(transport);

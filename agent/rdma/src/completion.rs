@@ -74,6 +74,9 @@ pub(crate) fn run(shared: &Arc<Shared>) {
         if ready.asynchronous {
             take_async(shared);
         }
+        if shared.is_to_pause() {
+            shared.fail(Fault::RailPaused);
+        }
         if ready.broken || looked_at.elapsed() >= LIVENESS_PERIOD {
             looked_at = Instant::now();
             if !shared.open.is_present() {

@@ -139,6 +139,9 @@ pub enum Fault {
     /// The port's address changed.
     #[error("the port's GID changed")]
     GidChanged,
+    /// Queue pair after queue pair of the rail failed, and nothing worked in between.
+    #[error("the rail is paused after repeated faults")]
+    RailPaused,
     /// Memory is not registered.
     #[error("the buffer is not in registered memory")]
     NotRegistered,
@@ -165,6 +168,7 @@ impl Fault {
             Fault::DeviceRemoved => "device-removed",
             Fault::PortDown => "port-down",
             Fault::GidChanged => "gid-changed",
+            Fault::RailPaused => "rail-paused",
             Fault::NotRegistered => "not-registered",
             Fault::Busy => "busy",
             Fault::Closed => "closed",

@@ -18,6 +18,9 @@ pub const RECEIVE_DEPTH: usize = LEASES_MAX * SEGMENTS_PER_LEASE_MAX as usize;
 /// Queue pairs of one rail: two for each node of a large cluster's neighbourhood; a NIC's cache of connections is
 /// of this order.
 pub const QUEUES_MAX: usize = 1024;
+/// Queue pairs of one rail that may fail in a row, nothing having worked in between, before the rail is paused: one
+/// dead peer costs one of them.
+pub const RAIL_FAULTS_MAX: u32 = 8;
 /// Completions taken from one queue before others get their turn.
 pub const COMPLETIONS_PER_TURN: usize = 32;
 /// The longest that the completion thread spins after the last completion before it sleeps on the event channel:

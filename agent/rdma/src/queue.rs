@@ -637,6 +637,7 @@ impl<T: Target, S: Source> Core<T, S> {
             ID_SEGMENT => {
                 if let Some(write) = state.writes.get_mut(&id) {
                     write.left -= 1;
+                    self.shared.count_success(0);
                     if write.left == 0
                         && let Some(write) = state.writes.remove(&id)
                     {
@@ -668,6 +669,7 @@ impl<T: Target, S: Source> Core<T, S> {
         }
         let received = loan.received.checked_add(completion.byte_len).filter(|n| *n <= loan.length);
         loan.received = received.ok_or(Fault::Protocol)?;
+        self.shared.count_success(completion.byte_len);
         if loan.received == loan.length {
             self.revoke(state, tag, true);
         } else if loan.receives == 0 {
@@ -682,6 +684,9 @@ impl<T: Target, S: Source> Core<T, S> {
             return;
         }
         state.fault = Some(fault);
+        if !matches!(fault, Fault::Closed | Fault::Protocol | Fault::RemoteAccess) {
+            self.shared.count_fault();
+        }
         let library = self.shared.open.library;
         let mut attributes = empty_attributes(ibv_qp_state::IBV_QPS_ERR);
         // SAFETY: the queue pair is alive. Refusal does not matter: it is destroyed next.

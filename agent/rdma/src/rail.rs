@@ -9,7 +9,7 @@ use std::fmt;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use rdma_sys::{ibv_access_flags, ibv_comp_channel, ibv_mr, ibv_pd};
@@ -18,7 +18,7 @@ use tokio::sync::watch;
 use crate::completion;
 use crate::device::{Device, GidEntry, List, Open, Port, PortState};
 use crate::error::{Fault, RdmaError};
-use crate::limits::{ACK_TIMEOUT, RETRIES};
+use crate::limits::{ACK_TIMEOUT, RAIL_FAULTS_MAX, RETRIES};
 use crate::memory::Mapping;
 use crate::queue::{Polled, Queue};
 
@@ -84,6 +84,12 @@ pub(crate) struct Shared {
     retired: Mutex<Vec<Arc<dyn Polled>>>,
     wake: OwnedFd,
     stop: AtomicBool,
+    /// Faults of queue pairs since something worked.
+    faults: AtomicU32,
+    /// Bytes that peers wrote into lent slots.
+    received: AtomicU64,
+    /// The device's own count of received bytes when the rail was opened.
+    wire_before: Option<u64>,
     state: watch::Sender<RailState>,
 }
 
@@ -122,6 +128,23 @@ impl Shared {
         for queue in queues {
             queue.fail(fault);
         }
+    }
+
+    /// A queue pair failed by itself.
+    pub(crate) fn count_fault(&self) {
+        if self.faults.fetch_add(1, Ordering::Relaxed) + 1 >= RAIL_FAULTS_MAX {
+            self.wake();
+        }
+    }
+
+    /// Bytes came, or a write was acknowledged.
+    pub(crate) fn count_success(&self, received: u32) {
+        self.faults.store(0, Ordering::Relaxed);
+        self.received.fetch_add(u64::from(received), Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_to_pause(&self) -> bool {
+        self.faults.load(Ordering::Relaxed) >= RAIL_FAULTS_MAX
     }
 
     pub(crate) fn retire(&self, queue: Arc<dyn Polled>) {
@@ -238,6 +261,7 @@ impl Rail {
             unsafe { (library.dealloc_pd)(pd) };
             return Err(error);
         }
+        let wire_before = wire_received(&open.name, &port);
         // From here on `Shared` cleans up.
         let shared = Arc::new(Shared {
             open,
@@ -252,6 +276,9 @@ impl Rail {
             retired: Mutex::default(),
             wake,
             stop: AtomicBool::new(false),
+            faults: AtomicU32::new(0),
+            received: AtomicU64::new(0),
+            wire_before,
             state: watch::Sender::new(RailState::Up),
         });
         // SAFETY: both structs live as long as `shared`; their descriptors are plain numbers.
@@ -332,9 +359,22 @@ impl Rail {
         locked(&self.0.0.queues).len()
     }
 
+    /// Bytes that peers wrote into slots lent on this rail.
+    pub fn received_bytes(&self) -> u64 {
+        self.0.0.received.load(Ordering::Relaxed)
+    }
+
+    /// What the device itself says that it received since the rail was opened, headers and other users of it
+    /// included, so never less than [`received_bytes`](Self::received_bytes) when those came over the wire. Real
+    /// ports count bytes; soft-RoCE counts packets, taken here as full ones. `None`: the device does not count.
+    pub fn wire_received_bytes(&self) -> Option<u64> {
+        let now = wire_received(self.device(), self.port())?;
+        now.checked_sub(self.0.0.wire_before?)
+    }
+
     /// The device's own counters, by name: packets of soft-RoCE, bytes (in words of four) of real ports.
     pub fn hardware_counters(&self) -> Vec<(String, u64)> {
-        let base = format!("/sys/class/infiniband/{}/ports/{}", self.device(), self.port().number);
+        let base = ports_dir(self.device(), self.port());
         let mut counters = Vec::new();
         for dir in ["hw_counters", "counters"] {
             let Ok(entries) = std::fs::read_dir(format!("{base}/{dir}")) else { continue };
@@ -348,4 +388,16 @@ impl Rail {
         counters.sort();
         counters
     }
+}
+
+fn ports_dir(device: &str, port: &Port) -> String {
+    format!("/sys/class/infiniband/{device}/ports/{}", port.number)
+}
+
+fn wire_received(device: &str, port: &Port) -> Option<u64> {
+    let read = |name: &str| -> Option<u64> {
+        std::fs::read_to_string(format!("{}/{name}", ports_dir(device, port))).ok()?.trim().parse().ok()
+    };
+    let bytes = read("counters/port_rcv_data").map(|words| words.saturating_mul(4));
+    bytes.or_else(|| Some(read("hw_counters/rcvd_pkts")?.saturating_mul(u64::from(port.mtu_bytes()))))
 }

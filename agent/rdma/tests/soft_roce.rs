@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use millstream_rdma::{
-    Fault, GidKind, KeyKind, Lent, Link, Mapping, PortState, Queue, Rail, RailOptions, RailState, RdmaError,
-    SEGMENT_BYTES, Source, Target, discover,
+    Fault, GidKind, KeyKind, Lent, Link, Mapping, PortState, Queue, RAIL_FAULTS_MAX, Rail, RailOptions, RailState,
+    RdmaError, SEGMENT_BYTES, Source, Target, discover,
 };
 
 const DEVICE: &str = "rxe0";
@@ -276,6 +276,25 @@ async fn what_is_not_registered_is_refused_before_it_is_posted() {
     let (_, fault) = from.write(slot, 4096, 1, 1).await.unwrap_err();
     assert_eq!(fault, Fault::NotRegistered);
     assert_eq!((from.fault(), to.fault()), (None, None), "the queue pairs still work");
+}
+
+#[tokio::test]
+async fn a_rail_on_which_nothing_works_is_paused() {
+    let rail = rail(None);
+    let memory = Memory::new(SLOT);
+    rail.register(memory.clone()).unwrap();
+    let mut state = rail.state();
+    for n in 0..RAIL_FAULTS_MAX {
+        assert_eq!(*state.borrow(), RailState::Up, "after {n} faults");
+        let queue: Pair = rail.queue().unwrap();
+        // Nobody has this number.
+        let nobody = millstream_rdma::Address { number: 0x00ff_fff0, ..queue.address() };
+        queue.connect(&nobody).unwrap();
+        let (_, fault) = queue.write(memory.slot(0), 4096, 1, 1).await.unwrap_err();
+        assert_eq!(fault, Fault::RetryExceeded);
+    }
+    state.wait_for(|s| *s == RailState::Failed(Fault::RailPaused)).await.unwrap();
+    assert!(rail.queue::<Slot, Slot>().is_err());
 }
 
 /// Run by [`too_little_lockable_memory_is_named`], without privileges.

@@ -26,7 +26,7 @@ use super::tcp::Takeover;
 use super::{FetchError, PieceRequest, PieceSource};
 use crate::buffers::{Arena, Slot};
 use crate::config::RdmaMode;
-use crate::limits::{PEER_CONNECT_TIMEOUT, PEER_IDLE_CLOSE, PEER_SILENCE, RDMA_SERVE_BYTES};
+use crate::limits::{PEER_CONNECT_TIMEOUT, PEER_IDLE_CLOSE, PEER_SILENCE, RDMA_SERVE_BYTES, RDMA_SETUP_TIMEOUT};
 use crate::piece::Unverified;
 pub use millstream_rdma::{Device, Link, Rail, RailOptions, RdmaError, discover};
 use rails::Rails;
@@ -40,8 +40,10 @@ pub struct RdmaConfig {
     pub token: TokenHash,
     /// Which devices.
     pub mode: RdmaMode,
-    /// Name lookup, connection, greeting and queue pairs together.
+    /// Name lookup and connection together.
     pub connect_timeout: Duration,
+    /// Greeting and queue pairs together.
+    pub setup_timeout: Duration,
     /// A queue pair without requests is closed after this time.
     pub idle_close: Duration,
     /// A peer is pinged this often while it owes answers, and given up after three times as much silence.
@@ -58,6 +60,7 @@ impl RdmaConfig {
             token: TokenHash::default(),
             mode,
             connect_timeout: PEER_CONNECT_TIMEOUT,
+            setup_timeout: RDMA_SETUP_TIMEOUT,
             idle_close: PEER_IDLE_CLOSE,
             silence: PEER_SILENCE,
             options: millstream_rdma::RailOptions::default(),

@@ -51,6 +51,7 @@ pub struct SelectTransport {
     rdma: Option<Rdma>,
     arena: Arc<Arena>,
     counters: Arc<Counters>,
+    #[cfg_attr(not(feature = "rdma"), allow(dead_code))]
     started: Instant,
     state: Mutex<State>,
 }
@@ -123,9 +124,16 @@ impl SelectTransport {
                 Ok(Ok(piece.by(Carrier::Rdma)))
             }
             Err(Failed::Answered(error)) => {
-                // A silent peer may be silent because RDMA does not reach it; a status says that the link works.
-                if !matches!(error, FetchError::Timeout { .. } | FetchError::Cancelled) {
-                    self.locked().cooldowns.worked(peer);
+                let mut state = self.locked();
+                match error {
+                    // The peer's answer came over a link that works.
+                    FetchError::NotHave { .. } | FetchError::Protocol { .. } => {
+                        state.cooldowns.worked(peer);
+                    }
+                    // Nothing was learned about RDMA.
+                    FetchError::Unreachable { .. } | FetchError::Timeout { .. } | FetchError::Cancelled => {
+                        state.cooldowns.retry(peer, self.now());
+                    }
                 }
                 Ok(Err(error))
             }

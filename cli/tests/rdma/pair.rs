@@ -3,16 +3,27 @@
 
 use std::fs;
 use std::process::{Child, Command};
+use std::time::{Duration, Instant};
 
 use millstream_sim_s3::{ObjectOptions, S3Server, Seeded, ServerConfig};
 use serde_json::Value;
 
-use crate::harness::{millstream, until};
+use crate::harness::millstream;
 
 const COORDINATOR: &str = "http://10.9.1.1:7070";
 const LEFT_S3: &str = "10.9.1.1:9000";
-const SHARDS: u64 = 4;
-const SHARD_BYTES: usize = 3_000_000;
+const SHARDS: u64 = 3;
+const SHARD_BYTES: usize = 2_000_000;
+/// Two emulated machines with one processor each, on a host that may be busy.
+const DEADLINE: Duration = Duration::from_secs(240);
+
+fn until(what: &str, mut probe: impl FnMut() -> bool) {
+    let deadline = Instant::now() + DEADLINE;
+    while !probe() {
+        assert!(Instant::now() < deadline, "not within {DEADLINE:?}: {what}");
+        std::thread::sleep(Duration::from_millis(200));
+    }
+}
 
 struct Running(Child);
 
@@ -73,7 +84,7 @@ fn pair_left() {
     let _agent = agent("left", "10.9.1.1", dir.path());
     until("both nodes are up", || status().is_some_and(|s| node(&s, "left").is_some() && node(&s, "right").is_some()));
     assert!(client(&["dataset", "add", "d", "s3://data/d/", "--version", "v1"]).is_some());
-    assert!(client(&["stage", "d@v1", "--wait", "--timeout", "90s"]).is_some(), "{:?}", status());
+    assert!(client(&["stage", "d@v1", "--wait", "--timeout", "200s"]).is_some(), "{:?}", status());
     assert!(has_all(dir.path(), "left"));
     let all = SHARDS * SHARD_BYTES as u64;
     let received = |s: &Value, way: &str| {

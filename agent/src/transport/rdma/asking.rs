@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use millstream_agent_core::wire::{Features, Frame, RemoteSlot, StatusCode};
@@ -35,17 +35,28 @@ struct Refused {
     reason: &'static str,
     detail: String,
     ours: bool,
+    /// Its port does not answer at all: another carrier would do no better.
+    unreachable: bool,
 }
 
 impl Refused {
     fn theirs(reason: &'static str, detail: impl Into<String>) -> Refused {
-        Refused { reason, detail: detail.into(), ours: false }
+        Refused { reason, detail: detail.into(), ours: false, unreachable: false }
+    }
+
+    fn ours(reason: &'static str, detail: impl Into<String>) -> Refused {
+        Refused { ours: true, ..Refused::theirs(reason, detail) }
+    }
+
+    fn unreachable(detail: impl Into<String>) -> Refused {
+        Refused { unreachable: true, ..Refused::theirs("unreachable", detail) }
     }
 }
 
 #[derive(Default)]
 struct PeerState {
-    link: Option<Arc<Link>>,
+    /// Not held here: a link that has ended must let go of its device, which may be waiting to be removed.
+    link: Weak<Link>,
     /// Those who waited while the attempt failed do not repeat it at once.
     failed: Option<(Instant, Refused)>,
 }
@@ -85,7 +96,7 @@ impl Peers {
         let mut peers = locked(&self.peers);
         if peers.len() >= PEERS_MAX && !peers.contains_key(address) {
             let unused = |state: &Arc<tokio::sync::Mutex<PeerState>>| {
-                state.try_lock().is_ok_and(|s| s.link.as_ref().is_none_or(|l| !l.is_open()))
+                state.try_lock().is_ok_and(|s| s.link.upgrade().is_none_or(|l| !l.is_open()))
             };
             peers.retain(|_, state| !unused(state));
         }
@@ -96,28 +107,22 @@ impl Peers {
     async fn link(&self, address: &str) -> Result<Arc<Link>, Refused> {
         let peer = self.peer(address);
         let mut state = peer.lock().await;
-        if let Some(link) = state.link.take_if(|link| !link.is_open()) {
-            drop(link);
-        }
-        if let Some(link) = &state.link {
-            return Ok(link.clone());
+        if let Some(link) = state.link.upgrade().filter(|link| link.is_open()) {
+            return Ok(link);
         }
         if let Some((at, refused)) = &state.failed
             && at.elapsed() < RDMA_SETUP_RETRY
         {
             return Err(refused.clone());
         }
-        let timeout = self.node.config.connect_timeout;
-        let connected = tokio::time::timeout(timeout, connect(&self.node, address)).await;
-        let refused = match connected {
-            Ok(Ok((stream, held, queue))) => {
+        let refused = match connect(&self.node, address).await {
+            Ok((stream, held, queue)) => {
                 self.node.stats.links_opened.fetch_add(1, Relaxed);
                 let link = Link::start(address, &self.node.config, stream, held, queue, self.stop.clone());
-                (state.link, state.failed) = (Some(link.clone()), None);
+                (state.link, state.failed) = (Arc::downgrade(&link), None);
                 return Ok(link);
             }
-            Ok(Err(refused)) => refused,
-            Err(_) => Refused::theirs("unreachable", format!("no queue pair within {timeout:?}")),
+            Err(refused) => refused,
         };
         tracing::debug!(peer = address, reason = refused.reason, detail = refused.detail, "no RDMA link");
         state.failed = Some((Instant::now(), refused.clone()));
@@ -134,7 +139,10 @@ impl Peers {
         let deadline = Instant::now() + after;
         let link = match self.link(peer).await {
             Ok(link) => link,
-            Err(Refused { reason, detail, ours }) => {
+            Err(Refused { unreachable: true, detail, .. }) => {
+                return Err(Failed::Answered(FetchError::Unreachable { peer: peer.to_owned(), detail }));
+            }
+            Err(Refused { reason, detail, ours, .. }) => {
                 return Err(Failed::Carrier { slot: Some(slot), reason, detail, ours });
             }
         };
@@ -160,15 +168,31 @@ impl Peers {
     }
 }
 
-/// Connection, greeting, queue pairs.
+/// A connection to the peer's port, then all the rest.
 async fn connect(node: &Arc<Node>, address: &str) -> Result<(TcpStream, Vec<u8>, Queue<Slot, Outgoing>), Refused> {
     let Some(rail) = node.rails.choose(address, None) else {
         let reason = node.rails.lack().err().flatten().unwrap_or("no-device");
-        return Err(Refused { reason, detail: "no device can be used".into(), ours: true });
+        return Err(Refused::ours(reason, "no device can be used"));
     };
-    let unreachable = |e: std::io::Error| Refused::theirs("unreachable", e.to_string());
-    let mut stream = TcpStream::connect(address).await.map_err(unreachable)?;
-    socket::prepare(&stream).map_err(unreachable)?;
+    let timeout = node.config.connect_timeout;
+    let connected = tokio::time::timeout(timeout, TcpStream::connect(address)).await;
+    let stream = match connected {
+        Ok(stream) => stream.map_err(|e| Refused::unreachable(e.to_string()))?,
+        Err(_) => return Err(Refused::unreachable(format!("no connection within {timeout:?}"))),
+    };
+    socket::prepare(&stream).map_err(|e| Refused::unreachable(e.to_string()))?;
+    let timeout = node.config.setup_timeout;
+    let paired = tokio::time::timeout(timeout, pair(node, &rail, stream)).await;
+    paired.unwrap_or_else(|_| Err(Refused::theirs("setup-timeout", format!("no queue pair within {timeout:?}"))))
+}
+
+/// Greeting and queue pairs.
+async fn pair(
+    node: &Arc<Node>,
+    rail: &millstream_rdma::Rail,
+    mut stream: TcpStream,
+) -> Result<(TcpStream, Vec<u8>, Queue<Slot, Outgoing>), Refused> {
+    let broken = |e: std::io::Error| Refused::theirs("peer-refused", e.to_string());
     let mut held = Vec::new();
     let hello = greet(&mut stream, &node.config.node, node.config.token, Features::RDMA, &mut held).await;
     let hello = hello.map_err(|error| match error {
@@ -179,16 +203,16 @@ async fn connect(node: &Arc<Node>, address: &str) -> Result<(TcpStream, Vec<u8>,
             Refused::theirs("version-mismatch", error.to_string())
         }
         GreetingError::Refused(_) => Refused::theirs("refused", error.to_string()),
-        other => Refused::theirs("unreachable", other.to_string()),
+        other => Refused::theirs("peer-refused", other.to_string()),
     })?;
     if !hello.features.contains(Features::RDMA) {
         return Err(Refused::theirs("peer-without-rdma", format!("node {} offers no RDMA now", hello.node)));
     }
-    let ours = |e: millstream_rdma::RdmaError| Refused { reason: e.reason(), detail: e.to_string(), ours: true };
+    let ours = |e: millstream_rdma::RdmaError| Refused::ours(e.reason(), e.to_string());
     let queue = rail.queue::<Slot, Outgoing>().map_err(ours)?;
     let mut bytes = Vec::new();
     Frame::QueuePair(super::to_wire(&queue.address())).encode(&mut bytes);
-    stream.write_all(&bytes).await.map_err(unreachable)?;
+    stream.write_all(&bytes).await.map_err(broken)?;
     let theirs = loop {
         let mut view = held.as_slice();
         let decoded = Frame::decode(&mut view).map_err(|e| Refused::theirs("protocol", e.to_string()))?;
@@ -200,7 +224,7 @@ async fn connect(node: &Arc<Node>, address: &str) -> Result<(TcpStream, Vec<u8>,
             Some(other) => return Err(Refused::theirs("protocol", format!("{other:?} instead of a queue pair"))),
             None => {}
         }
-        if stream.read_buf(&mut held).await.map_err(unreachable)? == 0 {
+        if stream.read_buf(&mut held).await.map_err(broken)? == 0 {
             return Err(Refused::theirs("peer-refused", "closed before it gave a queue pair"));
         }
     };

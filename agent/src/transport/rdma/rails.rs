@@ -178,7 +178,8 @@ impl Rails {
             json!({
                 "device": rail.device(), "port": rail.port().number, "gid": rail.gid().gid.to_string(),
                 "kind": rail.gid().kind.as_str(), "mtu_bytes": rail.port().mtu_bytes(),
-                "queue_pairs": rail.queues(), "counters": counters,
+                "queue_pairs": rail.queues(), "received_bytes": rail.received_bytes(),
+                "wire_received_bytes": rail.wire_received_bytes(), "counters": counters,
             })
         };
         rails.iter().map(one).collect()
