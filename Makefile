@@ -62,7 +62,7 @@ clippy: build-deps
 	$(CARGO) clippy --locked -p millstream-rdma --test soft_roce -p millstream-agent --test rdma_carrier -p millstream --test rdma -- -D warnings
 
 scripts-check:
-	@for f in scripts/demo scripts/apt-install scripts/python-env scripts/rdma-vm scripts/rdma-guest scripts/test-rdma scripts/test-python .ci/run benches/macro/*.sh; do bash -n "$$f"; done
+	@for f in scripts/demo scripts/apt-install scripts/python-env scripts/rdma-vm scripts/rdma-guest scripts/test-rdma scripts/test-python scripts/python-wheel .ci/run benches/macro/*.sh; do bash -n "$$f"; done
 	@python3 -c 'import ast, pathlib, sys; [ast.parse(pathlib.Path(p).read_text(), p) for p in sys.argv[1:]]' \
 	    scripts/*.py benches/macro/*.py deploy/slurm/test/*.py deploy/test/*.py deploy/grafana/*.py
 
