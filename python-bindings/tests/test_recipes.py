@@ -59,7 +59,7 @@ def test_parquet_with_polars(parquet: millstream.Dataset) -> None:
 
 def test_parquet_with_duckdb(parquet: millstream.Dataset) -> None:
     duckdb = pytest.importorskip("duckdb")
-    assert duckdb.sql(f"select sum(n) from '{parquet.root}/*.parquet'").fetchone()[0] == sum(range(300))
+    assert duckdb.sql(f"select sum(n) from '{parquet.root}/*.parquet'").fetchall()[0][0] == sum(range(300))
 
 
 def test_safetensors(cluster: Cluster) -> None:
