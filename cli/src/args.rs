@@ -306,7 +306,7 @@ pub struct DemoArgs {
     /// The status page's port on 127.0.0.1 [default: a free one]
     #[arg(long, default_value_t = 0)]
     pub http_port: u16,
-    /// A Python with scikit-learn
+    /// A Python with scikit-learn and the millstream package
     #[arg(long, env = "MILLSTREAM_PYTHON", default_value = "python3", value_name = "PROGRAM")]
     pub python: PathBuf,
 }

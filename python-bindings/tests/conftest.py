@@ -182,6 +182,14 @@ def number_shards(shards: int, samples: int) -> dict[str, bytes]:
     }
 
 
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """With `NO_SKIPS` a test that could not run is a failure: for the lane, which installs everything."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if os.environ.get("NO_SKIPS") and reporter is not None and reporter.stats.get("skipped"):
+        reporter.write_line("tests were skipped, and NO_SKIPS is set", red=True)
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """Two agents that all tests share: tests use names of their own and leave the daemons running."""

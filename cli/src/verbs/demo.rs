@@ -19,7 +19,6 @@ use crate::failure::{Code, Failure, Result};
 use crate::limits::{DEMO_STAGE, DEMO_START};
 use crate::output;
 use crate::signals::shutdown_token;
-use crate::socket::Agent;
 use crate::verbs::{status, wait};
 use children::Children;
 
@@ -93,15 +92,21 @@ async fn show(args: &DemoArgs, dir: &Path, children: &mut Children) -> Result<()
         staged.nodes_ready,
         origin_ratio
     ));
-    let roots = cluster.roots().await?;
-    let trained = train(args, dir, &roots).await?;
+    let trained = train(args, dir, &cluster.sockets).await?;
     let accuracy = trained["accuracy"].as_f64().unwrap_or(0.0);
     output::note(&format!(
-        "5. trained: each node on its share of the shards; accuracy {accuracy:.3} on images not seen"
+        "5. trained: each node on its share of the samples; accuracy {accuracy:.3} on images not seen"
+    ));
+    // With the same number of ranks, and with another one.
+    let same_order = trained["resumed_same_order"] == true && trained["resumed_on_fewer_ranks_same_order"] == true;
+    output::note(&format!(
+        "6. resumed from sample {} of an epoch: {}",
+        trained["resumed_at_sample"],
+        if same_order { "exactly the same order as without the interruption" } else { "ANOTHER order" }
     ));
     let document = status::document(&session, DATASET).await?;
     let stage = document["stages"].as_array().and_then(|s| s.last()).cloned().unwrap_or_default();
-    let ok = staged.nodes_ready == u32::from(args.nodes) && accuracy >= ACCURACY_WANTED;
+    let ok = staged.nodes_ready == u32::from(args.nodes) && accuracy >= ACCURACY_WANTED && same_order;
     if !args.exit {
         output::note("The status page stays up; Ctrl-C stops everything.");
     }
@@ -110,13 +115,16 @@ async fn show(args: &DemoArgs, dir: &Path, children: &mut Children) -> Result<()
         "nodes": args.nodes, "origin_bytes": origin_bytes, "origin_bytes_ratio": (origin_ratio * 1e4).round() / 1e4,
         "stage_s": stage["elapsed_s"], "bound_s": stage["bound_s"], "bound_by": stage["bound_by"],
         "ratio_to_bound": stage["ratio_to_bound"], "accuracy": accuracy, "train_samples": trained["train_samples"],
-        "status_url": cluster.status_url,
+        "resumed_same_order": same_order, "order_sha256": trained["order_sha256"], "status_url": cluster.status_url,
     }))?;
     if ok {
         return Ok(());
     }
-    Err(Failure::other("demo", format!("{} nodes ready, accuracy {accuracy}", staged.nodes_ready))
-        .next("look at the logs named below"))
+    Err(Failure::other(
+        "demo",
+        format!("{} nodes ready, accuracy {accuracy}, same order {same_order}", staged.nodes_ready),
+    )
+    .next("look at the logs named below"))
 }
 
 /// Runs one of the demo's scripts; its last line of output is JSON.
@@ -132,7 +140,8 @@ async fn python(args: &DemoArgs, dir: &Path, script: (&str, &str), arguments: &[
         .output()
         .await
         .map_err(|e| {
-            Failure::other(args.python.display().to_string(), e).next("name a Python with scikit-learn: --python")
+            Failure::other(args.python.display().to_string(), e)
+                .next("name a Python with scikit-learn and millstream: --python")
         })?;
     let last = String::from_utf8_lossy(&done.stdout).lines().last().and_then(|l| serde_json::from_str(l).ok());
     match last {
@@ -140,7 +149,8 @@ async fn python(args: &DemoArgs, dir: &Path, script: (&str, &str), arguments: &[
         _ => {
             let said = String::from_utf8_lossy(&done.stderr).trim().to_owned();
             let said = said.lines().last().unwrap_or("it printed nothing").to_owned();
-            Err(Failure::other(name, said).next("name a Python with scikit-learn: --python; `make demo` makes one"))
+            Err(Failure::other(name, said)
+                .next("name a Python with scikit-learn and millstream: --python; `make demo` makes one"))
         }
     }
 }
@@ -149,8 +159,9 @@ async fn make_data(args: &DemoArgs, dir: &Path) -> Result<Value> {
     python(args, dir, ("make_digits.py", MAKE_DIGITS), &[dir.join("origin").join("digits")]).await
 }
 
-async fn train(args: &DemoArgs, dir: &Path, roots: &[PathBuf]) -> Result<Value> {
-    python(args, dir, ("train_digits.py", TRAIN_DIGITS), roots).await
+async fn train(args: &DemoArgs, dir: &Path, sockets: &[PathBuf]) -> Result<Value> {
+    let arguments: Vec<PathBuf> = std::iter::once(PathBuf::from(DATASET)).chain(sockets.iter().cloned()).collect();
+    python(args, dir, ("train_digits.py", TRAIN_DIGITS), &arguments).await
 }
 
 async fn origin(dir: &Path) -> Result<S3ServerGuard> {
@@ -272,17 +283,6 @@ impl Cluster {
             Ok(result) => result,
             Err(_) => Err(Failure::other("agents", format!("not all known to the coordinator within {DEMO_START:?}"))),
         }
-    }
-
-    /// Where the verified files are, node by node, as the agents say.
-    async fn roots(&self) -> Result<Vec<PathBuf>> {
-        let mut roots = Vec::new();
-        for socket in &self.sockets {
-            let mut agent = Agent::connect(socket).await?;
-            let reply = agent.call(DATASET, json!({"op": "path", "dataset": DATASET, "key": null})).await?;
-            roots.push(PathBuf::from(text(&reply, "path")?));
-        }
-        Ok(roots)
     }
 }
 

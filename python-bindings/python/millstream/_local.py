@@ -60,6 +60,7 @@ class User:
     """This process's connection to the keeper: while it is open, the agent runs."""
 
     def __init__(self, connection: socket.socket) -> None:
+        connection.setblocking(False)  # it is only ever looked at
         self._connection = connection
         self._pid = os.getpid()
 
@@ -68,7 +69,7 @@ class User:
         if self._pid != os.getpid():
             return False
         try:
-            return self._connection.recv(1, socket.MSG_DONTWAIT | socket.MSG_PEEK) != b""
+            return self._connection.recv(1, socket.MSG_PEEK) != b""
         except BlockingIOError:
             return True
         except OSError:
