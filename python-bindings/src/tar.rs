@@ -186,7 +186,7 @@ fn read_into_bytes<'py>(py: Python<'py>, file: &File, offset: u64, len: usize) -
         let mut filled = 0;
         while filled < buffer.len() {
             match pread(file.as_fd(), &mut buffer[filled..], offset + filled as u64) {
-                Ok((read, _)) if read.is_empty() => {
+                Ok(([], _)) => {
                     return Err(std::io::Error::from(std::io::ErrorKind::UnexpectedEof));
                 }
                 Ok((read, _)) => filled += read.len(),

@@ -1,5 +1,7 @@
 //! Loaders on nodes that hold a part of the data, with the real cores of both sides.
 
+#![allow(clippy::print_stdout, reason = "figures for people to read, beside what is asserted")]
+
 use millstream_sim::{FaultKind, Outcome, Scenario, run};
 
 /// 4 nodes, 512 MiB in 64 shards; a loader reads at a quarter of the link.

@@ -1,5 +1,7 @@
 //! Loaders that read everything once, on nodes that hold a part of it: what leaves the origin, and how long they wait.
 
+#![allow(clippy::print_stdout, reason = "figures for people to read, beside what is asserted")]
+
 mod model;
 
 use millstream_coordinator_core::event::{Event, Placement};

@@ -11,7 +11,7 @@ use super::requests::{Answer, Asked};
 use super::state::{Stage, audit_line, unix_s};
 use crate::failure::{RequestError, named};
 use crate::limits::{PRIORITY_MAX, STAGES_MAX};
-use crate::store::{placed, Change, StageRecord};
+use crate::store::{Change, StageRecord, placed};
 
 /// What a stage is to bring, and for whom.
 #[derive(Clone, Copy, Debug)]
@@ -146,8 +146,9 @@ impl State {
         placement: Placement,
         changes: &mut Vec<Change>,
     ) {
-        let same =
-            |s: &&Stage| s.dataset == dataset && s.nodes == nodes && s.record.placement() == placement && s.record.for_jobs;
+        let same = |s: &&Stage| {
+            s.dataset == dataset && s.nodes == nodes && s.record.placement() == placement && s.record.for_jobs
+        };
         let Some(id) = self.stages.values().find(same).map(|s| StageId(s.record.id)) else {
             return;
         };

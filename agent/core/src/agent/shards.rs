@@ -110,7 +110,7 @@ impl AgentCore {
 
     /// A shard is not needed here any more: its bytes go, what its pieces must sum to stays known.
     pub(super) fn drop_shard(&mut self, now: Time, id: DatasetId, shard: ShardNo) {
-        if !self.datasets.get(&id).is_some_and(|d| shard < d.layout.shards()) {
+        if self.datasets.get(&id).is_none_or(|d| shard >= d.layout.shards()) {
             return;
         }
         let (_, orders) = self.drop_bytes(now, id, shard);

@@ -126,7 +126,7 @@ impl Core {
     /// One node reads it, and all others that want it by now hang below.
     fn read_for_all(&mut self, ds: &mut Dataset, now: Time, e: ExtentNo) -> bool {
         self.list_wanters(ds, now, e);
-        self.begin_tree();
+        self.begin_tree(ds, now);
         self.grow_from_origin(ds, now, e)
     }
 }

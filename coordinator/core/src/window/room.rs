@@ -46,7 +46,11 @@ impl Core {
     /// True when something is to come somewhere: then the nodes are to be served.
     pub(crate) fn refill_all(&mut self, ds: &mut Dataset, now: Time) -> bool {
         let nodes = ds.window.as_ref().map(|w| w.nodes()).unwrap_or_default();
-        nodes.into_iter().fold(false, |moved, node| self.refill(ds, now, node) || moved)
+        let mut moved = false;
+        for node in nodes {
+            moved |= self.refill(ds, now, node);
+        }
+        moved
     }
 
     /// Brings a node what its readers need next, and makes room for it.
@@ -135,13 +139,9 @@ impl Core {
         let mut asked = false;
         for &group in last.iter().filter(|&&g| window.need[g as usize] == 0) {
             match window.word(now, group) {
-                Some(Word::Holds(_)) => {
-                    if take(group, moves) {
-                        return;
-                    }
-                }
+                Some(Word::Holds(_)) if take(group, moves) => return,
                 Some(Word::Asked(_)) => asked = true,
-                Some(Word::Lacks(_)) => {}
+                Some(Word::Holds(_) | Word::Lacks(_)) => {}
                 None if moves.ask.len() < ASK_GROUPS_MAX => moves.ask.push(group),
                 None => {}
             }
