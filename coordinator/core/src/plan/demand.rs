@@ -86,7 +86,9 @@ impl Core {
     }
 
     fn demand_from(&mut self, ds: &mut Dataset, now: Time, node: NodeId) -> bool {
-        if !self.open_for(ds, node) || !self.has_room(ds, node) {
+        // More than stages may have on their way to it: what they ordered before must not hold a reader up.
+        let room = self.nodes.get(node).is_some_and(|n| n.down_backlog < 3 * self.window(ds, n));
+        if !self.open_for(ds, node) || !room {
             return false;
         }
         let Some(replica) = ds.replica(node).filter(|r| !r.demanded.is_empty() && !r.todo.is_empty()) else {
@@ -116,18 +118,19 @@ impl Core {
                 let mine = self.nodes.get(node).map_or(0, |n| n.leases);
                 let free = extent.lease.is_none() && extent.not_before <= now && mine < LEASES_PER_NODE;
                 let may = !ds.seeded.get(e) && free && self.inventories_in(ds, now);
-                may && self.origin.allows(now, extent.todo.count() > 1) && self.read_for_all(ds, now, e)
+                // Reads that are shared may wait for each other; a reader does not wait for those of stages.
+                may && self.origin.allows(now, false) && self.read_for_all(ds, now, e, node)
             }
         };
         ds.priority = staged;
         launched
     }
 
-    /// One node reads it, and all others that want it by now hang below.
-    fn read_for_all(&mut self, ds: &mut Dataset, now: Time, e: ExtentNo) -> bool {
+    /// One node reads it, and all others that want it by now and have room hang below.
+    fn read_for_all(&mut self, ds: &mut Dataset, now: Time, e: ExtentNo, node: NodeId) -> bool {
         self.list_wanters(ds, now, e);
         self.begin_tree(ds, now);
-        self.grow_from_origin(ds, now, e)
+        self.grow_from_origin(ds, now, e) || self.launch(ds, now, e, node, Source::Origin, Vec::new(), 0).is_some()
     }
 }
 
