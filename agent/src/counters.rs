@@ -9,12 +9,14 @@ use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusRecorder};
 use crate::limits::LAST_ERRORS_MAX;
 
 /// All metrics of an agent: name, labels, help. Mirrored in `docs/metrics.md`.
-const METRICS: [(&str, &[&str], &str); 10] = [
+const METRICS: [(&str, &[&str], &str); 12] = [
     ("millstream_received_bytes_total", &["source"], "Bytes of accepted pieces."),
     ("millstream_sent_bytes_total", &["transport"], "Piece bytes sent to peers."),
     ("millstream_verified_pieces_total", &[], "Pieces that matched the manifest."),
     ("millstream_checksum_failures_total", &["source", "reason"], "Bytes that did not match."),
     ("millstream_fallbacks_total", &["from", "to", "reason"], "Something slower was used than what was wanted."),
+    ("millstream_rdma_devices", &[], "RDMA devices of this node that can be used now."),
+    ("millstream_rdma_copied_bytes_total", &[], "Bytes copied in memory to be sent over RDMA."),
     ("millstream_shards", &["state"], "Shards on this node."),
     ("millstream_cache_bytes", &["class"], "Bytes on disk."),
     ("millstream_evictions_total", &["cause"], "Versions evicted, and shards dropped behind readers."),

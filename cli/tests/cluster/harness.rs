@@ -286,6 +286,11 @@ impl Cluster {
         &mut self.agents[i]
     }
 
+    /// Where the coordinator answers clients.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
     /// Where an agent keeps everything.
     pub fn data_dir(&self, i: usize) -> PathBuf {
         self.dir.path().join(node_name(i))

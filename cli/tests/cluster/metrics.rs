@@ -2,13 +2,18 @@
 
 use std::collections::BTreeMap;
 
+use millstream_proto::v1::client_service_client::ClientServiceClient;
+use millstream_proto::v1::{JobWant, OpenJobRequest};
 use millstream_sim_s3::{Fault, FaultKind, ObjectOptions};
 use serde_json::json;
 
 use crate::harness::{Cluster, DATASET, DEADLINE, until};
 
 /// What no run of seconds can move, with the test that does.
-const ELSEWHERE: [(&str, &str); 4] = [
+const ELSEWHERE: [(&str, &str); 6] = [
+    // Need an RDMA device.
+    ("millstream_rdma_devices", "the RDMA lane"),
+    ("millstream_rdma_copied_bytes_total", "the RDMA lane"),
     // A lease lasts at least ten seconds beyond its last sign of life.
     ("millstream_leases_expired_total", "coordinator/core/tests/cluster.rs"),
     // Needs a node whose room is full of what others need.
@@ -76,6 +81,7 @@ fn every_metric_moves() {
     });
     refused.kill().unwrap();
     refused.wait().unwrap();
+    run_job(&cluster);
     shrink(&mut cluster);
 
     let seen = |names: &[String], look: &dyn Fn() -> BTreeMap<String, f64>| {
@@ -94,6 +100,19 @@ fn every_metric_moves() {
         }
         all
     });
+}
+
+/// A job of a batch scheduler whose data is on no node yet.
+fn run_job(cluster: &Cluster) {
+    cluster.s3().put_seeded("data", "job/a", 9, 1_000_000, ObjectOptions::default()).unwrap();
+    cluster.cli_ok(&["dataset", "add", "job", "s3://data/job/"]);
+    let want = JobWant { dataset: "job".into(), ..JobWant::default() };
+    let (job, nodes) = ("test/1".into(), "node1,node2".into());
+    let request = OpenJobRequest { job, nodes, wants: vec![want], ..OpenJobRequest::default() };
+    let url = cluster.url().to_owned();
+    let opened = async { ClientServiceClient::connect(url).await.unwrap().open_job(request).await };
+    tokio::runtime::Runtime::new().unwrap().block_on(opened).unwrap();
+    cluster.cli_ok(&["wait", "job", "--nodes", "node1,node2", "--timeout", "90s"]);
 }
 
 /// A loader on the third node, whose room shrinks to a part of the data, so that shards go behind it.
