@@ -42,6 +42,10 @@ pub const SOCKET_CLIENTS_MAX: usize = 2048;
 pub const SHARDS_PAGE_MAX: u32 = 1000;
 /// Missing shards that an error names: enough to recognise which; the count says the rest.
 pub const MISSING_NAMED_MAX: usize = 100;
+/// How long the coordinator may take to know of a failure that this node knows of: one round of its clients' ticks.
+pub const FAILURE_PATIENCE: Duration = Duration::from_secs(3);
+/// And how much longer its answer may take.
+pub const FAILURE_ASKED_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a question to the coordinator on a socket client's behalf may take before its first answer. Clients that
 /// wait for nodes wait in the stream that follows.
 pub const COORDINATOR_CALL_TIMEOUT: Duration = Duration::from_secs(20);

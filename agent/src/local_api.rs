@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 use crate::control::CoordinatorLink;
 use crate::counters::Counters;
 use crate::driver::{Ask, Input, Inputs};
-use crate::limits::{MISSING_NAMED_MAX, SOCKET_CLIENTS_MAX, SOCKET_LINE_BYTES_MAX};
+use crate::limits::{FAILURE_PATIENCE, MISSING_NAMED_MAX, SOCKET_CLIENTS_MAX, SOCKET_LINE_BYTES_MAX};
 use crate::local::{LocalState, LocalVersion};
 use crate::storage::{Lease, Store};
 
@@ -320,11 +320,13 @@ impl LocalApi {
                 }
                 let failed = version.progress.borrow().failed.clone();
                 if let Some((code, reason)) = failed {
-                    let known = self.failure_here(&version.manifest.name().to_string()).await;
+                    // This node learns of it a moment before the coordinator tells clients.
+                    let name = version.manifest.name().to_string();
+                    let known = self.failure_here(&name, FAILURE_PATIENCE).await;
                     let details = known.map(|k| k.details).unwrap_or_default();
                     return Ok(Err(Refusal { code, error: reason, details }));
                 }
-            } else if let Some(refused) = self.failure_here(dataset).await {
+            } else if let Some(refused) = self.failure_here(dataset, Duration::ZERO).await {
                 return Ok(Err(refused)); // refused before anything of it came here: it does not fit, for example
             }
             let line = version.as_ref().map(|v| version_status(v)).unwrap_or(json!({"state": "absent"}));

@@ -20,7 +20,7 @@ use tonic::transport::Channel;
 use tonic::{Response, Status};
 
 use super::{Answer, LocalApi, Refusal, refusal, send};
-use crate::limits::{COORDINATOR_CALL_TIMEOUT, SHARDS_PAGE_MAX};
+use crate::limits::{COORDINATOR_CALL_TIMEOUT, FAILURE_ASKED_TIMEOUT, SHARDS_PAGE_MAX};
 use crate::local::LocalVersion;
 
 /// `{"op":"stage",…}`.
@@ -198,17 +198,23 @@ impl LocalApi {
         }
     }
 
-    /// Why a version will not come to this node, as the coordinator tells it: its class, words and fields. `None` when
-    /// it knows of nothing, or is away.
-    pub(super) async fn failure_here(&self, dataset: &str) -> Option<Refusal> {
+    /// Why a version will not come to this node, as the coordinator tells it within `patience`: its class, words and
+    /// fields. `None` when it knows of nothing, or is away.
+    pub(super) async fn failure_here(&self, dataset: &str, patience: Duration) -> Option<Refusal> {
         let mut clients = self.coordinator().ok()?;
-        let request = WaitRequest { dataset: dataset.to_owned(), nodes: self.node.clone(), timeout_ms: 1 };
+        let timeout_ms = patience.as_millis().max(1) as u64;
+        let request = WaitRequest { dataset: dataset.to_owned(), nodes: self.node.clone(), timeout_ms };
         let asked = async {
             let mut steps = clients.wait(request).await.ok()?.into_inner();
-            steps.message().await.ok()?
+            // The last step before the stream ends, or the first that says so.
+            while let Some(step) = steps.message().await.ok()? {
+                if step.state == "failed" {
+                    return Some(problem(step.problem.as_ref(), dataset));
+                }
+            }
+            None
         };
-        let step = tokio::time::timeout(Duration::from_secs(2), asked).await.ok().flatten()?;
-        (step.state == "failed").then(|| problem(step.problem.as_ref(), dataset))
+        tokio::time::timeout(patience + FAILURE_ASKED_TIMEOUT, asked).await.ok().flatten()
     }
 
     fn nodes(&self, text: &str) -> String {
