@@ -242,6 +242,8 @@ impl Player {
             digest: String::new(),
             nodes: self.state.names(nodes),
             spread: None,
+            window: false,
+            for_jobs: false,
             priority: 0,
             created_unix_s: unix_s(),
         };
