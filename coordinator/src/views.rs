@@ -52,9 +52,7 @@ impl Paging {
             return Err(usage("offset", format!("must be at most {LIST_OFFSET_MAX}")));
         }
         for (field, text) in [("q", &self.q), ("state", &self.state)] {
-            if text.as_ref().is_some_and(|t| t.chars().count() > FILTER_CHARS_MAX) {
-                return Err(usage(field, format!("must be at most {FILTER_CHARS_MAX} characters")));
-            }
+            short_enough(field, text.as_deref(), FILTER_CHARS_MAX)?;
         }
         Ok(())
     }
@@ -77,6 +75,14 @@ impl Paging {
         let count = matched.len();
         let items = matched.into_iter().skip(offset).take(limit).map(show).collect();
         Page { total: total as u64, matched: count as u64, offset: offset as u64, items }
+    }
+}
+
+/// Is a filter's text within its bound?
+pub(crate) fn short_enough(field: &'static str, text: Option<&str>, most: usize) -> Result<(), RequestError> {
+    match text {
+        Some(text) if text.chars().count() > most => Err(usage(field, format!("must be at most {most} characters"))),
+        _ => Ok(()),
     }
 }
 

@@ -16,6 +16,7 @@ use utoipa_axum::routes;
 
 use crate::driver::DriverHandle;
 use crate::failure::{ExitCode, RequestError};
+use crate::limits::FILTER_CHARS_MAX;
 use crate::observe::alarms::Alarm;
 use crate::observe::events::Event;
 use crate::status::{Document, NodeStatus, StageStatus};
@@ -25,7 +26,7 @@ use crate::views::jobs::Job;
 use crate::views::nodes::NodeDetail;
 use crate::views::overview::{EventFilter, Overview, Throughput};
 use crate::views::picture::{DatasetDetail, Map, MapQuery, Pictures, ShardItem, ShardOrder};
-use crate::views::{Page, Paging};
+use crate::views::{Page, Paging, short_enough};
 
 /// Lines of the audit log that one request returns.
 const AUDIT_LINES: usize = 1_000;
@@ -356,6 +357,13 @@ struct EventQuery {
 ))]
 async fn events(context: Shared<Context>, query: Asked<EventQuery>) -> Answer<Page<Event>> {
     let EventQuery { offset, limit, q, kind, severity, node, dataset } = query?.0;
+    for (field, text, most) in [
+        ("severity", &severity, FILTER_CHARS_MAX),
+        ("node", &node, FILTER_CHARS_MAX),
+        ("dataset", &dataset, 2 * FILTER_CHARS_MAX),
+    ] {
+        short_enough(field, text.as_deref(), most)?;
+    }
     let filter = EventFilter {
         paging: checked(Paging { offset, limit, q, state: kind })?,
         severity: severity.unwrap_or_default(),
