@@ -10,9 +10,9 @@ NEXTEST_PROFILE ?= default
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 RESULTS := benches/results
 
-.PHONY: help demo test test-fast test-python test-rdma test-slurm test-deploy build-deps build fmt lint fmt-check clippy unit doc-test \
+.PHONY: help demo test test-fast test-python test-rdma test-slurm test-deploy test-web build-deps build fmt lint fmt-check clippy unit doc-test \
         scripts-check deny bench bench-cluster \
-        bench-single bench-sim bench-transport release clean-results
+        bench-single bench-sim bench-transport bench-web release clean-results
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -20,7 +20,7 @@ help: ## this list
 demo: ## a cluster on this machine with real data, and a training run on it (DEMO_EXIT=1 stops by itself)
 	@DEMO_EXIT=$(DEMO_EXIT) scripts/demo
 
-test: test-fast test-slurm test-deploy test-rdma ## everything; the last lines are the count of tests
+test: test-fast test-web test-slurm test-deploy test-rdma ## everything; the last lines are the count of tests
 
 test-fast: fmt-check scripts-check clippy doc-test unit test-python ## without the lanes that need a browser, Slurm or a virtual machine
 
@@ -64,13 +64,24 @@ clippy: build-deps
 scripts-check:
 	@for f in scripts/demo scripts/apt-install scripts/python-env scripts/rdma-vm scripts/rdma-guest scripts/test-rdma scripts/test-python scripts/python-wheel .ci/run benches/macro/*.sh deploy/debian/build deploy/test/packages; do bash -n "$$f"; done
 	@python3 -c 'import ast, pathlib, sys; [ast.parse(pathlib.Path(p).read_text(), p) for p in sys.argv[1:]]' \
-	    scripts/*.py benches/macro/*.py deploy/slurm/test/*.py deploy/test/*.py deploy/grafana/*.py
+	    scripts/*.py benches/macro/*.py tests/web/*.py deploy/slurm/test/*.py deploy/test/*.py deploy/grafana/*.py
 
 test-python: ## the Python package: its wheel in fresh environments, against real daemons
 	scripts/test-python
 
 unit: build-deps ## unit, property, simulation and integration tests
 	$(CARGO) nextest run --workspace --locked --profile $(NEXTEST_PROFILE)
+
+test-web: build ## the status page in a real Chromium, its API under schemathesis (pictures in target/web-shots)
+	scripts/apt-install chromium fonts-dejavu-core
+	scripts/python-env pytest playwright axe-playwright-python schemathesis pyte
+	.venv/bin/python -m pytest -q -p no:cacheprovider tests/web $(WEB_TESTS)
+
+bench-web: build ## first paint, bytes and main-thread work of the page over 1,000 simulated nodes by 10,000 shards
+	scripts/apt-install chromium fonts-dejavu-core
+	scripts/python-env pytest playwright axe-playwright-python
+	@mkdir -p $(RESULTS)
+	.venv/bin/python benches/macro/web.py --binary $(TARGET)/debug/millstream --out $(RESULTS)/web.json
 
 doc-test: build-deps
 	$(CARGO) test --workspace --locked --doc --quiet

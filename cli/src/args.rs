@@ -66,6 +66,9 @@ pub enum Verb {
     /// An S3 server for tests and benchmarks; it keeps objects in memory
     #[command(hide = true)]
     S3Server(S3ServerArgs),
+    /// The status page over a simulated cluster, for looking at it and measuring it
+    #[command(hide = true)]
+    Simulate(SimulateArgs),
 }
 
 /// Shells that completions are written for.
@@ -270,9 +273,12 @@ pub struct SelectArgs {
 pub struct StatusArgs {
     /// NAME or NAME@VERSION [default: everything]
     pub dataset: Option<String>,
-    /// Again every second, until Ctrl-C
+    /// On a terminal: live views of everything, of the version or the node; elsewhere: again every second
     #[arg(long)]
     pub watch: bool,
+    /// One node instead
+    #[arg(long, value_name = "NODE", conflicts_with = "dataset")]
+    pub node: Option<String>,
     /// Common flags.
     #[command(flatten)]
     pub client: ClientArgs,
@@ -336,6 +342,35 @@ pub struct S3ServerArgs {
     #[arg(long, value_name = "SIZE")]
     pub rate: Option<Size>,
     /// Written when it listens: one JSON object with the addresses
+    #[arg(long, value_name = "FILE")]
+    pub ready_file: Option<PathBuf>,
+    /// Stop when this parent process ends
+    #[arg(long, value_name = "PID")]
+    pub parent: Option<i32>,
+}
+
+/// `simulate`.
+#[derive(Args, Debug)]
+pub struct SimulateArgs {
+    /// Nodes
+    #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..=16_384))]
+    pub nodes: u32,
+    /// Shards of the one version
+    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub shards: u32,
+    /// Bytes of a shard
+    #[arg(long, default_value = "1MiB", value_name = "SIZE")]
+    pub shard_size: Size,
+    /// Seconds of the simulation in a second
+    #[arg(long, default_value_t = 0.2)]
+    pub speed: f64,
+    /// Nodes that die at some moment
+    #[arg(long, default_value_t = 3)]
+    pub deaths: u32,
+    /// Where the page is served
+    #[arg(long, default_value = "127.0.0.1:0", value_name = "ADDR")]
+    pub http: std::net::SocketAddr,
+    /// Written when it listens: one JSON object with the address
     #[arg(long, value_name = "FILE")]
     pub ready_file: Option<PathBuf>,
     /// Stop when this parent process ends

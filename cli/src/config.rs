@@ -139,6 +139,10 @@ pub struct CoordinatorSettings {
     #[arg(long, env = "MILLSTREAM_NODE_TIMEOUT_MS", value_name = "MS")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub node_timeout_ms: Option<u32>,
+    /// How long an alarm about something that happened stays after the last time [default: 300000]
+    #[arg(long, env = "MILLSTREAM_ALARM_HOLD_MS", value_name = "MS")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub alarm_hold_ms: Option<u32>,
     /// How long a stop may take [default: 5000]
     #[arg(long, env = "MILLSTREAM_SHUTDOWN_GRACE_MS", value_name = "MS")]
     #[serde(skip_serializing_if = "Option::is_none")]

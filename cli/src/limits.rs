@@ -54,3 +54,7 @@ pub const DEMO_STOP: Duration = Duration::from_secs(15);
 pub const CLOCK_SKEW_MAX: Duration = Duration::from_secs(5);
 /// `doctor`: an origin that does not answer a listing within this time is of no use.
 pub const DOCTOR_ORIGIN: Duration = Duration::from_secs(20);
+/// Keys that wait for the screen: more than anybody types in a second.
+pub const KEYS_MAX: usize = 64;
+/// Events that the simulation may be ahead of the page: a few MiB.
+pub const SIMULATED_AHEAD_MAX: usize = 10_000;

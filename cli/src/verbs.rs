@@ -13,6 +13,7 @@ mod doctor;
 mod path;
 mod s3_server;
 mod select;
+mod simulate;
 pub mod slurm;
 mod stage;
 mod status;
@@ -35,6 +36,7 @@ async fn dispatch(verb: Verb) -> Result<()> {
         Verb::Coordinator(daemon) => daemons::coordinator(daemon).await,
         Verb::Agent(daemon) => daemons::agent(*daemon).await,
         Verb::S3Server(args) => s3_server::run(args).await,
+        Verb::Simulate(args) => simulate::run(args).await,
         Verb::Demo(args) => demo::run(args).await,
         client => interruptible(ask(client)).await,
     }
@@ -54,7 +56,12 @@ async fn ask(verb: Verb) -> Result<()> {
         Verb::Status(args) => status::run(args).await,
         Verb::Doctor(args) => doctor::run(args).await,
         Verb::Slurm { verb } => slurm::run(*verb).await,
-        Verb::Coordinator(_) | Verb::Agent(_) | Verb::Demo(_) | Verb::S3Server(_) | Verb::Completions { .. } => Ok(()),
+        Verb::Coordinator(_)
+        | Verb::Agent(_)
+        | Verb::Demo(_)
+        | Verb::S3Server(_)
+        | Verb::Simulate(_)
+        | Verb::Completions { .. } => Ok(()),
     }
 }
 

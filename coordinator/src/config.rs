@@ -26,6 +26,8 @@ pub struct Config {
     pub node_timeout_ms: u32,
     /// Time that a shutdown may take before it is cut short.
     pub shutdown_grace_ms: u32,
+    /// How long an alarm about something that happened (a fallback, a bad checksum) stays after the last time.
+    pub alarm_hold_ms: u32,
 }
 
 impl Default for Config {
@@ -39,6 +41,7 @@ impl Default for Config {
             heartbeat_ms: 1_000,
             node_timeout_ms: 5_000,
             shutdown_grace_ms: 5_000,
+            alarm_hold_ms: 300_000,
         }
     }
 }
@@ -73,8 +76,17 @@ pub enum ConfigError {
 
 impl Config {
     /// Names of all settings, as in a file; `MILLSTREAM_` and the name in capitals in the environment.
-    pub const KEYS: [&'static str; 8] =
-        ["grpc", "http", "state_dir", "etcd", "id", "heartbeat_ms", "node_timeout_ms", "shutdown_grace_ms"];
+    pub const KEYS: [&'static str; 9] = [
+        "grpc",
+        "http",
+        "state_dir",
+        "etcd",
+        "id",
+        "heartbeat_ms",
+        "node_timeout_ms",
+        "shutdown_grace_ms",
+        "alarm_hold_ms",
+    ];
 
     /// Are the values usable, also together?
     ///
@@ -87,6 +99,7 @@ impl Config {
         range("heartbeat_ms", self.heartbeat_ms, 50, 60_000)?;
         range("node_timeout_ms", self.node_timeout_ms, 150, 3_600_000)?;
         range("shutdown_grace_ms", self.shutdown_grace_ms, 0, 600_000)?;
+        range("alarm_hold_ms", self.alarm_hold_ms, 0, 86_400_000)?;
         if self.node_timeout_ms / 3 < self.heartbeat_ms {
             return Err(ConfigError::TimeoutTooShort { timeout: self.node_timeout_ms, heartbeat: self.heartbeat_ms });
         }

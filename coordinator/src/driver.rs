@@ -21,6 +21,7 @@ mod demand;
 mod evict;
 mod jobs;
 mod messages;
+mod observing;
 mod orders;
 mod requests;
 mod stages;
@@ -58,6 +59,11 @@ impl WeakHandle {
 }
 
 impl DriverHandle {
+    /// For inputs that somebody else applies.
+    pub(crate) fn new(inputs: mpsc::Sender<Input>) -> DriverHandle {
+        DriverHandle(inputs)
+    }
+
     /// Passes an input on; waits while the driver is behind. False when the driver has ended.
     pub(crate) async fn send(&self, input: Input) -> bool {
         self.0.send(input).await.is_ok()

@@ -7,6 +7,7 @@ use millstream_proto::v1::agent_service_server::AgentServiceServer;
 use millstream_proto::v1::client_service_server::ClientServiceServer;
 
 use crate::driver::DriverHandle;
+use crate::http::Documents;
 use crate::limits::{GRPC_MESSAGE_BYTES_MAX, GRPC_STREAMS_PER_CONNECTION_MAX, KEEPALIVE};
 use crate::net::Listener;
 
@@ -17,10 +18,11 @@ mod clients;
 pub(crate) async fn serve(
     listener: Listener,
     driver: DriverHandle,
+    documents: Documents,
     shutdown: CancellationToken,
 ) -> Result<(), tonic::transport::Error> {
     let agents = agents::Agents::new(driver.clone(), shutdown.clone());
-    let clients = clients::Clients::new(driver);
+    let clients = clients::Clients::new(driver, documents);
     Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE))

@@ -4,92 +4,37 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::body::Body;
-use axum::extract::{DefaultBodyLimit, Path, Query, State as Shared};
+use axum::extract::{DefaultBodyLimit, State as Shared};
 use axum::http::{HeaderValue, Request, StatusCode, header};
 use axum::middleware::{self, Next};
-use axum::response::{Html, IntoResponse, Response};
+use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use serde::Deserialize;
-use serde_json::json;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
 use crate::driver::DriverHandle;
-use crate::failure::{ExitCode, RequestError};
+use crate::failure::RequestError;
 use crate::limits::{HTTP_BODY_BYTES_MAX, HTTP_HEADER_TIMEOUT, HTTP_REQUEST_TIMEOUT};
 use crate::net::Listener;
-use crate::store::StoreHandle;
+use api::HttpError;
+use stream::Streams;
 
+mod api;
+mod documents;
 mod metrics;
+mod stream;
+mod web;
 
-const PAGE: &str = include_str!("http/page.html");
-/// The page needs nothing from elsewhere, and gets nothing.
-const PAGE_POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; \
-                           connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'";
+pub(crate) use documents::Documents;
 
 #[derive(Clone)]
 struct Context {
     driver: DriverHandle,
-    store: StoreHandle,
     shutdown: CancellationToken,
-}
-
-/// An error as JSON, like the gRPC side's.
-struct HttpError(RequestError);
-
-impl From<RequestError> for HttpError {
-    fn from(error: RequestError) -> HttpError {
-        HttpError(error)
-    }
-}
-
-impl IntoResponse for HttpError {
-    fn into_response(self) -> Response {
-        let code = self.0.code();
-        let status = match code {
-            ExitCode::Usage => StatusCode::BAD_REQUEST,
-            ExitCode::Unknown => StatusCode::NOT_FOUND,
-            ExitCode::Unreachable => StatusCode::SERVICE_UNAVAILABLE,
-            _ => StatusCode::INTERNAL_SERVER_ERROR,
-        };
-        let body = json!({"error": self.0.to_string(), "next": self.0.next(), "code": code as u32});
-        (status, axum::Json(body)).into_response()
-    }
-}
-
-#[derive(Deserialize)]
-struct StatusQuery {
-    #[serde(default)]
-    dataset: String,
-}
-
-async fn status(context: Shared<Context>, query: Query<StatusQuery>) -> Result<Response, HttpError> {
-    let dataset = query.0.dataset;
-    let document = context.driver.call(move |state, now| state.status(now, &dataset)).await??;
-    Ok(axum::Json(document).into_response())
-}
-
-async fn nodes(context: Shared<Context>) -> Result<Response, HttpError> {
-    let nodes = context.driver.call(|state, now| state.node_statuses(now)).await?;
-    Ok(axum::Json(nodes).into_response())
-}
-
-async fn node(context: Shared<Context>, Path(name): Path<String>) -> Result<Response, HttpError> {
-    let asked = name.clone();
-    let found = context.driver.call(move |state, now| {
-        let node = state.nodes.find(&asked)?;
-        Some(state.node_status(now, node))
-    });
-    let unknown = || RequestError::UnknownNodes { names: vec![name] };
-    Ok(axum::Json(found.await?.ok_or_else(unknown)?).into_response())
-}
-
-async fn audit(context: Shared<Context>) -> Result<Response, HttpError> {
-    let lines = context.store.audit(1_000).await.map_err(RequestError::from)?;
-    let lines: Vec<serde_json::Value> = lines.iter().filter_map(|l| serde_json::from_str(l).ok()).collect();
-    Ok(axum::Json(lines).into_response())
 }
 
 /// The process answers.
@@ -112,11 +57,6 @@ async fn metrics_text(context: Shared<Context>) -> Result<Response, HttpError> {
     Ok(([(header::CONTENT_TYPE, kind)], sample.render()).into_response())
 }
 
-async fn page() -> Response {
-    let policy = HeaderValue::from_static(PAGE_POLICY);
-    ([(header::CONTENT_SECURITY_POLICY, policy)], Html(PAGE)).into_response()
-}
-
 async fn in_time(request: Request<Body>, next: Next) -> Response {
     match tokio::time::timeout(HTTP_REQUEST_TIMEOUT, next.run(request)).await {
         Ok(mut response) => {
@@ -129,21 +69,33 @@ async fn in_time(request: Request<Body>, next: Next) -> Response {
     }
 }
 
-/// Serves until `shutdown`; connections that are open then get what they asked for.
-pub(crate) async fn serve(listener: Listener, driver: DriverHandle, store: StoreHandle, shutdown: CancellationToken) {
-    let context = Context { driver, store, shutdown: shutdown.clone() };
-    let router = Router::new()
-        .route("/", get(page))
-        .route("/api/v1/status", get(status))
-        .route("/api/v1/nodes", get(nodes))
-        .route("/api/v1/nodes/{name}", get(node))
-        .route("/api/v1/audit", get(audit))
+/// Everything that the port serves.
+fn router(driver: DriverHandle, documents: Documents, shutdown: CancellationToken) -> Router {
+    let streams = Streams::new(documents.clone(), shutdown.clone());
+    let (live, description) = OpenApiRouter::new().routes(routes!(stream::stream)).split_for_parts();
+    let mut whole = documents.description;
+    whole.merge(description);
+    let whole = whole.to_json().unwrap_or_default();
+    let json = HeaderValue::from_static("application/json");
+    let describe = move || async move { ([(header::CONTENT_TYPE, json)], whole).into_response() };
+    let probes = Router::new()
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics_text))
+        .with_state(Context { driver, shutdown });
+    documents
+        .router
+        .merge(live.with_state(streams))
+        .route("/api/v1/openapi.json", get(describe))
+        .merge(web::routes())
+        .merge(probes)
         .layer(DefaultBodyLimit::max(HTTP_BODY_BYTES_MAX))
         .layer(middleware::from_fn(in_time))
-        .with_state(context);
+}
+
+/// Serves until `shutdown`; connections that are open then get what they asked for.
+pub(crate) async fn serve(listener: Listener, driver: DriverHandle, documents: Documents, shutdown: CancellationToken) {
+    let router = router(driver, documents, shutdown.clone());
     let mut http = hyper::server::conn::http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(HTTP_HEADER_TIMEOUT).max_buf_size(64 << 10);
     let http = Arc::new(http);

@@ -17,10 +17,13 @@ mod jobs;
 pub mod limits;
 mod net;
 mod nodes;
+mod observe;
 mod register;
+pub mod replay;
 mod run;
 mod status;
 pub mod store;
+mod views;
 
 pub use config::Config;
 pub use run::{Bound, run};

@@ -106,3 +106,46 @@ pub const URL_BYTES_MAX: usize = 4096;
 pub const PRIORITY_MAX: u32 = 1_000;
 /// Memory for pages of the store: the catalog is read at the start and when agents open versions.
 pub const STORE_CACHE_BYTES: usize = 64 << 20;
+/// Between two looks at alarms, rates and progress: what a person notices, and cheap for thousands of nodes.
+pub const OBSERVE_EVERY: Duration = Duration::from_secs(1);
+/// Seconds of throughput that are remembered: enough to see what happened since one was called.
+pub const HISTORY_SECONDS: i64 = 300;
+/// Pairs of nodes between which bytes moved lately: trees of two children on 16,384 nodes, and as many again.
+pub const LINKS_MAX: usize = 65_536;
+/// Lost shards whose repair is told: beyond this the loss itself is the story.
+pub const LOST_SHARDS_MAX: usize = 10_000;
+/// Alarms of one kind that are shown one by one: people read the first few.
+pub const ALARMS_PER_KIND_MAX: usize = 20;
+/// Share of its quota at which a node's disk counts as near full: leaves time to act.
+pub const DISK_NEAR_FULL: f64 = 0.9;
+/// A busy node that receives less than this share of the median is slow.
+pub const SLOW_SHARE: f64 = 0.5;
+/// Nodes that must be measured before a median says what is normal.
+pub const SLOW_NODES_MIN: usize = 4;
+/// A running stage without a new byte for this long is stalled: longer than any retry's pause.
+pub const STALLED_AFTER_S: f64 = 15.0;
+/// Pairs of member and shard that a picture of a version looks at: beyond it only every n-th shard is, and the
+/// picture says so. 64 M pairs take about 60 MiB and a third of a second.
+pub const PICTURE_CELLS_MAX: u64 = 64 << 20;
+/// A picture of a version is used again for this long, however many people look.
+pub const PICTURE_REUSE: Duration = Duration::from_millis(900);
+/// Pictures that are kept at a time: versions that somebody looks at now.
+pub const PICTURES_MAX: usize = 32;
+/// Items that may be left out at the front of a list: more than any list has.
+pub const LIST_OFFSET_MAX: u32 = 1_000_000_000;
+/// Items in one page of a list of the API.
+pub const LIST_PAGE_MAX: u32 = 1_000;
+/// Items in a page when the client does not say.
+pub const LIST_PAGE_DEFAULT: u32 = 50;
+/// Rows and columns of a map.
+pub const MAP_SIDE_MAX: u32 = 512;
+/// Live streams (SSE) at a time: people who look at the page. More are told to come back.
+pub const STREAMS_MAX: usize = 256;
+/// Documents that one stream may follow: what one page shows.
+pub const STREAM_WATCHES_MAX: usize = 8;
+/// Between two looks of a live stream.
+pub const STREAM_EVERY: Duration = Duration::from_secs(1);
+/// A document that a stream follows, as JSON.
+pub const STREAM_DOCUMENT_BYTES_MAX: usize = 8 << 20;
+/// Longest text in a filter.
+pub const FILTER_CHARS_MAX: usize = 256;

@@ -209,6 +209,10 @@ pub struct Report {
     pub fallbacks: BTreeMap<FallbackKey, u64>,
     /// Newest errors.
     pub last_errors: Vec<String>,
+    /// When each fallback was counted last.
+    pub fell_back_at: BTreeMap<FallbackKey, Time>,
+    /// When a checksum failure was counted last.
+    pub checksum_failed_at: Option<Time>,
 }
 
 impl Report {
@@ -217,8 +221,13 @@ impl Report {
         self.before.plus(self.now)
     }
 
-    fn take(&mut self, heartbeat: v1::Heartbeat) {
+    /// Fallbacks that were counted for the first time by this process are returned.
+    fn take(&mut self, now: Time, heartbeat: v1::Heartbeat) -> Vec<FallbackKey> {
+        let failures = self.now.checksum_failures;
         self.now = Moved::of(&heartbeat);
+        if self.now.checksum_failures > failures {
+            self.checksum_failed_at = Some(now);
+        }
         self.in_bytes_per_s = heartbeat.in_bytes_per_s;
         self.out_bytes_per_s = heartbeat.out_bytes_per_s;
         self.used_bytes = heartbeat.used_bytes;
@@ -226,10 +235,23 @@ impl Report {
         self.partial_bytes = heartbeat.partial_bytes;
         self.capacity_bytes = heartbeat.capacity_bytes;
         let fallbacks = heartbeat.fallbacks.into_iter().take(FALLBACKS_MAX);
-        self.fallbacks = fallbacks.map(|f| ((short(&f.from), short(&f.to), short(&f.reason)), f.count)).collect();
+        let fallbacks = fallbacks.map(|f| ((short(&f.from), short(&f.to), short(&f.reason)), f.count));
+        let before = std::mem::replace(&mut self.fallbacks, fallbacks.collect());
+        let mut new = Vec::new();
+        for (key, &count) in &self.fallbacks {
+            let old = before.get(key).copied();
+            if old.is_none_or(|old| count > old) {
+                self.fell_back_at.insert(key.clone(), now);
+            }
+            if old.is_none() {
+                new.push(key.clone());
+            }
+        }
+        self.fell_back_at.retain(|key, _| self.fallbacks.contains_key(key));
         let errors = heartbeat.last_errors.iter().rev().take(NODE_ERRORS_MAX);
         self.last_errors = errors.map(|e| short(e)).collect();
         self.last_errors.reverse();
+        new
     }
 
     fn process_ended(&mut self) {
@@ -237,6 +259,8 @@ impl Report {
         self.now = Moved::default();
         (self.in_bytes_per_s, self.out_bytes_per_s) = (0, 0);
         self.fallbacks.clear();
+        self.fell_back_at.clear();
+        self.checksum_failed_at = None;
     }
 }
 
@@ -263,9 +287,9 @@ impl Node {
         self.hello.as_ref().map_or("", |h| &h.listen)
     }
 
-    /// Takes a heartbeat in.
-    pub fn take_report(&mut self, heartbeat: v1::Heartbeat) {
-        self.report.take(heartbeat);
+    /// Takes a heartbeat in; fallbacks that its process had not reported before are returned.
+    pub fn take_report(&mut self, now: Time, heartbeat: v1::Heartbeat) -> Vec<FallbackKey> {
+        self.report.take(now, heartbeat)
     }
 
     /// Queues a message for the end of the round; false when there is no session.
@@ -464,12 +488,12 @@ mod tests {
         let mut nodes = Nodes::default();
         let id = open(&mut nodes, 0, hello("a", "h:1", 7)).unwrap().node;
         let beat = |n| v1::Heartbeat { received_tcp_bytes: n, ..Default::default() };
-        nodes.get_mut(id).unwrap().take_report(beat(10));
+        nodes.get_mut(id).unwrap().take_report(Time(0), beat(10));
         open(&mut nodes, 0, hello("a", "h:1", 7)).unwrap();
-        nodes.get_mut(id).unwrap().take_report(beat(15));
+        nodes.get_mut(id).unwrap().take_report(Time(0), beat(15));
         open(&mut nodes, 0, hello("a", "h:1", 8)).unwrap();
         assert_eq!(nodes.get(id).unwrap().report.moved().received_tcp, 15);
-        nodes.get_mut(id).unwrap().take_report(beat(1));
+        nodes.get_mut(id).unwrap().take_report(Time(0), beat(1));
         assert_eq!(nodes.get(id).unwrap().report.moved().received_tcp, 16);
     }
 

@@ -13,8 +13,9 @@ use tokio_util::sync::CancellationToken;
 use crate::config::Config;
 use crate::driver::state::{Settings, State};
 use crate::failure::RequestError;
-use crate::limits::{GRPC_CONNECTIONS_MAX, HTTP_CONNECTIONS_MAX};
+use crate::limits::{AUDIT_LINES_MAX, GRPC_CONNECTIONS_MAX, HTTP_CONNECTIONS_MAX};
 use crate::net::Listener;
+use crate::observe::events::{Kind, Severity, Telling};
 use crate::store::{CatalogStore, EmbeddedStore, KnownChecksums, Loaded, StoreHandle, VersionRecord};
 use crate::{driver, grpc, http};
 
@@ -47,8 +48,9 @@ pub async fn run(
     let stop_driver = CancellationToken::new();
     let (driver, driving) = driver::start(state, stop_driver.clone());
     let grpc_stop = shutdown.child_token();
-    let grpc = tokio::spawn(grpc::serve(grpc_listener, driver.clone(), grpc_stop.clone()));
-    let http = tokio::spawn(http::serve(http_listener, driver, store.clone(), grpc_stop.clone()));
+    let documents = http::Documents::new(driver.clone(), store.clone());
+    let grpc = tokio::spawn(grpc::serve(grpc_listener, driver.clone(), documents.clone(), grpc_stop.clone()));
+    let http = tokio::spawn(http::serve(http_listener, driver, documents, grpc_stop.clone()));
     tracing::info!(grpc = %bound.grpc, http = %bound.http, catalog = store.description(), "the coordinator is ready");
     if let Some(ready) = ready {
         let _ = ready.send(bound);
@@ -127,6 +129,7 @@ fn finished_any<T: Send + 'static>(task: tokio::task::JoinHandle<T>) -> Finished
 /// The catalog as it was read: versions with manifests and learned checksums.
 struct Catalog {
     loaded: Loaded,
+    audit: Vec<String>,
     versions: Vec<(VersionRecord, millstream_types::Manifest, KnownChecksums)>,
 }
 
@@ -142,7 +145,8 @@ fn open(dir: &std::path::Path) -> anyhow::Result<(Catalog, EmbeddedStore)> {
         let learned = store.checksums(digest)?;
         versions.push((record, manifest, learned));
     }
-    Ok((Catalog { loaded, versions }, store))
+    let audit = store.audit(usize::try_from(AUDIT_LINES_MAX).unwrap_or(usize::MAX))?;
+    Ok((Catalog { loaded, audit, versions }, store))
 }
 
 /// The state that follows from the catalog. Stages begin anew: what nodes hold, their inventories tell.
@@ -159,8 +163,10 @@ fn restore(config: &Config, catalog: Catalog, store: StoreHandle) -> anyhow::Res
         id: config.id.clone().unwrap_or_else(host_name),
         heartbeat_ms: config.heartbeat_ms,
         node_timeout_us: u64::from(config.node_timeout_ms) * 1_000,
+        alarm_hold_us: u64::from(config.alarm_hold_ms) * 1_000,
     };
     let mut state = State::new(settings, core, store);
+    state.observed.events.restore(&catalog.audit);
     for (record, manifest, learned) in catalog.versions {
         state.restore_version(Time::ZERO, record, manifest.into(), learned);
     }
@@ -183,6 +189,14 @@ fn restore(config: &Config, catalog: Catalog, store: StoreHandle) -> anyhow::Res
     for record in catalog.loaded.jobs {
         state.restore_job(record);
     }
+    let began = format!(
+        "coordinator {} {} began, with {} versions and {} stages",
+        state.settings.id,
+        env!("CARGO_PKG_VERSION"),
+        state.datasets.len(),
+        state.stages.len()
+    );
+    state.tell(Telling::new(Kind::Coordinator, Severity::Info, began));
     Ok(state)
 }
 

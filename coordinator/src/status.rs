@@ -5,17 +5,22 @@
 use std::collections::BTreeMap;
 
 use millstream_coordinator_core::event::{NodeState, Placement};
-use millstream_types::{DatasetId, Time};
+use millstream_types::size::format_size;
+use millstream_types::{DatasetId, StageId, Time};
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use crate::datasets::Dataset;
 use crate::driver::State;
-use crate::driver::state::Notice;
+use crate::driver::state::Stage;
 use crate::failure::RequestError;
+use crate::limits::NOTICES_MAX;
 use crate::nodes::Node;
+use crate::observe::alarms::Alarm;
+use crate::observe::events::Event;
 
 /// Everything.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
 pub(crate) struct Document {
     version: &'static str,
     coordinator: Coordinator,
@@ -24,9 +29,18 @@ pub(crate) struct Document {
     stages: Vec<StageStatus>,
     jobs: Vec<JobStatus>,
     notices: Vec<Notice>,
+    alarms: Vec<Alarm>,
 }
 
-#[derive(Clone, Debug, Serialize)]
+/// The newest events.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+struct Notice {
+    at_unix_s: i64,
+    severity: &'static str,
+    text: String,
+}
+
+#[derive(Clone, Debug, Serialize, ToSchema)]
 struct Coordinator {
     id: String,
     leader: bool,
@@ -37,65 +51,65 @@ struct Coordinator {
 }
 
 /// One node.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
 pub(crate) struct NodeStatus {
     pub(crate) node: String,
     pub(crate) state: &'static str,
-    address: String,
-    labels: BTreeMap<String, String>,
-    transports: Vec<String>,
-    io: String,
-    disk: Disk,
-    received_bytes: Received,
-    sent_bytes: Sent,
-    rate_bytes_per_s: Rate,
-    fallbacks: Vec<Fallback>,
+    pub(crate) address: String,
+    pub(crate) labels: BTreeMap<String, String>,
+    pub(crate) transports: Vec<String>,
+    pub(crate) io: String,
+    pub(crate) disk: Disk,
+    pub(crate) received_bytes: Received,
+    pub(crate) sent_bytes: Sent,
+    pub(crate) rate_bytes_per_s: Rate,
+    pub(crate) fallbacks: Vec<Fallback>,
     io_reason: String,
     http: String,
-    agent_version: String,
-    checksum_failures: u64,
-    quarantined_s: f64,
-    outstanding_bytes: u64,
+    pub(crate) agent_version: String,
+    pub(crate) checksum_failures: u64,
+    pub(crate) quarantined_s: f64,
+    pub(crate) outstanding_bytes: u64,
     last_seen_s: Option<f64>,
-    last_errors: Vec<String>,
+    pub(crate) last_errors: Vec<String>,
 }
 
-#[derive(Clone, Debug, Serialize)]
-struct Disk {
-    capacity_bytes: u64,
-    used_bytes: u64,
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub(crate) struct Disk {
+    pub(crate) capacity_bytes: u64,
+    pub(crate) used_bytes: u64,
     pinned_bytes: u64,
     partial_bytes: u64,
 }
 
-#[derive(Clone, Debug, Serialize)]
-struct Received {
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub(crate) struct Received {
     origin: u64,
     rdma: u64,
     tcp: u64,
 }
 
-#[derive(Clone, Debug, Serialize)]
-struct Sent {
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub(crate) struct Sent {
     rdma: u64,
     tcp: u64,
 }
 
-#[derive(Clone, Debug, Serialize)]
-struct Rate {
-    r#in: u64,
-    out: u64,
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub(crate) struct Rate {
+    pub(crate) r#in: u64,
+    pub(crate) out: u64,
 }
 
-#[derive(Clone, Debug, Serialize)]
-struct Fallback {
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub(crate) struct Fallback {
     from: String,
     to: String,
     reason: String,
     count: u64,
 }
 
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
 struct DatasetStatus {
     name: String,
     version: String,
@@ -112,7 +126,7 @@ struct DatasetStatus {
     failures: Vec<String>,
 }
 
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
 struct ReplicaStatus {
     node: String,
     shards_ready: u32,
@@ -123,27 +137,33 @@ struct ReplicaStatus {
     bytes_wanted: u64,
 }
 
-#[derive(Clone, Debug, Serialize)]
-struct StageStatus {
-    id: u64,
-    dataset: String,
-    nodes: Vec<String>,
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub(crate) struct StageStatus {
+    pub(crate) id: u64,
+    pub(crate) dataset: String,
+    pub(crate) nodes: Vec<String>,
     placement: String,
     priority: u32,
-    state: &'static str,
-    bytes_total: u64,
-    bytes_ready: u64,
-    origin_bytes: u64,
+    pub(crate) state: &'static str,
+    pub(crate) bytes_total: u64,
+    pub(crate) bytes_ready: u64,
+    pub(crate) origin_bytes: u64,
     started_at: String,
-    elapsed_s: f64,
+    pub(crate) elapsed_s: f64,
     eta_s: Option<f64>,
     bound_s: Option<f64>,
     bound_by: &'static str,
     ratio_to_bound: Option<f64>,
+    /// Of `bytes_ready`, there already when it began.
+    pub(crate) bytes_found: u64,
+    /// Bytes of the version, once.
+    pub(crate) dataset_bytes: u64,
+    /// What `eta_s` is worked out from, in words.
+    eta_basis: String,
 }
 
 /// A job of a batch scheduler: what it asked for, what it waited, where its bytes came from.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
 struct JobStatus {
     job: String,
     attempt: u32,
@@ -161,7 +181,7 @@ struct JobStatus {
     outcome: String,
 }
 
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
 struct JobBytes {
     cache: u64,
     origin: u64,
@@ -200,8 +220,19 @@ impl State {
             datasets: self.datasets.iter().filter(|d| wanted(d.id)).map(|d| self.dataset_status(d)).collect(),
             stages: self.stage_statuses(now, wanted),
             jobs: self.job_statuses(now, only),
-            notices: self.notices.iter().rev().cloned().collect(),
+            notices: self.notices(),
+            alarms: self.observed.alarms.clone(),
         })
+    }
+
+    fn notices(&self) -> Vec<Notice> {
+        let newest = self.observed.events.newest().take(NOTICES_MAX);
+        let notice = |e: &Event| Notice {
+            at_unix_s: e.at_unix_ms.div_euclid(1_000),
+            severity: e.severity.as_str(),
+            text: e.text.clone(),
+        };
+        newest.map(notice).collect()
     }
 
     /// All nodes, by name.
@@ -317,35 +348,43 @@ impl State {
     }
 
     fn stage_statuses(&self, now: Time, wanted: impl Fn(DatasetId) -> bool) -> Vec<StageStatus> {
-        let views = self.core.stages(now).into_iter();
-        let known = views.filter_map(|v| Some((self.stages.get(&v.stage)?, v)));
-        let known = known.filter(|(s, _)| wanted(s.dataset));
-        known
-            .map(|(stage, view)| {
-                let elapsed_s = seconds(view.elapsed_us);
-                let bound_s = view.bound_us.map(seconds);
-                StageStatus {
-                    id: stage.record.id,
-                    dataset: self.dataset_name(stage.dataset),
-                    nodes: stage.record.nodes.clone(),
-                    placement: match view.placement {
-                        Placement::Replicate => "replicate".into(),
-                        Placement::Window => "window".into(),
-                        Placement::Spread(r) => format!("spread={r}"),
-                    },
-                    priority: view.priority,
-                    state: view.state,
-                    bytes_total: view.bytes_total,
-                    bytes_ready: view.bytes_ready,
-                    origin_bytes: view.origin_bytes,
-                    started_at: timestamp(stage.record.created_unix_s),
-                    elapsed_s,
-                    eta_s: view.eta_us.map(seconds),
-                    bound_s,
-                    bound_by: view.bound_by,
-                    ratio_to_bound: bound_s.filter(|&b| b > 0.0).map(|b| elapsed_s / b),
-                }
-            })
-            .collect()
+        let known = self.stages.iter().filter(|(_, s)| wanted(s.dataset));
+        known.filter_map(|(&id, stage)| self.stage_status(now, id, stage)).collect()
+    }
+
+    pub(crate) fn stage_status(&self, now: Time, id: StageId, stage: &Stage) -> Option<StageStatus> {
+        let view = self.core.stage(id, now)?;
+        let moved = view.bytes_ready.saturating_sub(view.bytes_found);
+        let elapsed_s = seconds(view.elapsed_us);
+        let bound_s = view.bound_us.map(seconds);
+        let rate = moved as f64 / elapsed_s.max(0.001);
+        Some(StageStatus {
+            id: stage.record.id,
+            dataset: self.dataset_name(stage.dataset),
+            nodes: stage.record.nodes.clone(),
+            placement: match view.placement {
+                Placement::Replicate => "replicate".into(),
+                Placement::Window => "window".into(),
+                Placement::Spread(r) => format!("spread={r}"),
+            },
+            priority: view.priority,
+            state: view.state,
+            bytes_total: view.bytes_total,
+            bytes_ready: view.bytes_ready,
+            origin_bytes: view.origin_bytes,
+            started_at: timestamp(stage.record.created_unix_s),
+            elapsed_s,
+            eta_s: view.eta_us.map(seconds),
+            bound_s,
+            bound_by: view.bound_by,
+            ratio_to_bound: bound_s.filter(|&b| b > 0.0).map(|b| elapsed_s / b),
+            bytes_found: view.bytes_found,
+            dataset_bytes: self.datasets.get(stage.dataset).map_or(0, |d| d.manifest.layout().bytes()),
+            eta_basis: match view.eta_us {
+                Some(_) => format!("{}/s on all nodes together since it began", format_size(rate as u64)),
+                None if view.state == "running" => "nothing has arrived yet".into(),
+                None => String::new(),
+            },
+        })
     }
 }

@@ -384,7 +384,7 @@ async fn status_has_the_shape_that_scripts_rely_on() {
     assert_eq!(coordinator.get("/api/v1/nodes/n1").await.0, 200);
     assert_eq!(coordinator.get("/api/v1/nodes/n2").await.0, 404);
     let (code, page) = coordinator.get("/").await;
-    assert!(code == 200 && page.contains("api/v1/status"));
+    assert!(code == 200 && page.contains("web/app.js"));
     coordinator.stop().await;
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::mpsc::SyncSender;
 
 use millstream_coordinator_core::event::{Action, DatasetFacts, Event, NodeInfo, Note, Placement};
 use millstream_coordinator_core::view::Counters;
@@ -13,6 +14,9 @@ use crate::scenario::Scenario;
 /// The one dataset of a run.
 pub(crate) const DATASET: DatasetId = DatasetId(0);
 const STAGE: StageId = StageId(1);
+
+/// What a core was told, and when: an event, or (with `None`) that its time had come.
+pub type Told = (Time, Option<Event>);
 
 /// The core and its durable state.
 #[derive(Debug)]
@@ -33,6 +37,10 @@ pub(crate) struct Coordinator {
     before: Counters,
     /// Most memory seen.
     pub memory_bytes: usize,
+    /// Everything that the core is told goes here, too.
+    pub tap: Option<SyncSender<Told>>,
+    /// Nobody takes it any more.
+    pub unheard: bool,
 }
 
 impl Coordinator {
@@ -55,6 +63,8 @@ impl Coordinator {
             shards_failed: 0,
             before: Counters::default(),
             memory_bytes: 0,
+            tap: None,
+            unheard: false,
         }
     }
 
@@ -62,12 +72,7 @@ impl Coordinator {
     pub fn start(&mut self, now: Time) -> Vec<Action> {
         self.incarnation += 1;
         self.stage_finished = None;
-        let config = CoreConfig {
-            recovering: self.incarnation > 1,
-            first_assignment: u64::from(self.incarnation) << 32,
-            ..self.config.clone()
-        };
-        self.core = Some(Core::new(config));
+        self.core = Some(Core::new(core_config(&self.config, self.incarnation)));
         let facts = DatasetFacts {
             layout: self.layout.clone(),
             shard_checksums: self.shard_checksums.clone(),
@@ -106,6 +111,9 @@ impl Coordinator {
         let Some(core) = &mut self.core else {
             return Vec::new();
         };
+        if let Some(tap) = &self.tap {
+            self.unheard |= tap.send((now, Some(event.clone()))).is_err();
+        }
         core.handle_event(now, event);
         self.drain()
     }
@@ -116,6 +124,9 @@ impl Coordinator {
             return Vec::new();
         };
         if core.poll_timeout().is_some_and(|at| at <= now) {
+            if let Some(tap) = &self.tap {
+                self.unheard |= tap.send((now, None)).is_err();
+            }
             core.handle_timeout(now);
             self.memory_bytes = self.memory_bytes.max(core.memory_bytes());
         }
@@ -165,6 +176,11 @@ impl Coordinator {
     pub fn core(&self) -> Option<&Core> {
         self.core.as_ref()
     }
+}
+
+/// The settings of the core in its n-th life, counted from one.
+pub fn core_config(config: &CoreConfig, incarnation: u32) -> CoreConfig {
+    CoreConfig { recovering: incarnation > 1, first_assignment: u64::from(incarnation) << 32, ..config.clone() }
 }
 
 /// What a node says of itself.

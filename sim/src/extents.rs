@@ -8,13 +8,14 @@ mod links;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::mpsc::SyncSender;
 
 use millstream_coordinator_core::event::{Action as Order, Event as Word};
 use millstream_types::{AssignmentId, Crc64, Layout, NodeId, PieceNo, RunSet, Time};
 
 use crate::checks::Checks;
 use crate::clock::Clock;
-use crate::coordinator::{Coordinator, DATASET, node_info};
+use crate::coordinator::{Coordinator, DATASET, Told, node_info};
 use crate::outcome::Outcome;
 use crate::rng::Rng;
 use crate::scenario::{FaultKind, Scenario};
@@ -84,9 +85,10 @@ struct World {
     node_orders_max: u64,
 }
 
-/// Runs a scenario extent by extent.
-pub(crate) fn run(scenario: Scenario) -> Outcome {
+/// Runs a scenario extent by extent. What the core is told goes to `tap`, too; the run ends when nobody takes it.
+pub(crate) fn run(scenario: Scenario, tap: Option<SyncSender<Told>>) -> Outcome {
     let mut world = World::new(scenario);
+    world.coordinator.tap = tap;
     world.start();
     while let Some(event) = world.clock.pop() {
         if world.clock.now() > Time(world.scenario.time_max_us) {
@@ -95,6 +97,9 @@ pub(crate) fn run(scenario: Scenario) -> Outcome {
             break;
         }
         world.apply(event);
+        if world.coordinator.unheard {
+            break;
+        }
         if world.unsettled == 0 && world.faults_left == 0 && world.coordinator.stage_finished.is_some() {
             break;
         }

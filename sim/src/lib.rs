@@ -16,6 +16,7 @@ mod rng;
 mod scenario;
 mod trace;
 
+pub use coordinator::{Told, core_config};
 pub use outcome::Outcome;
 pub use rng::Rng;
 pub use scenario::{Fault, FaultKind, Fidelity, Loaders, Scenario};
@@ -24,6 +25,12 @@ pub use scenario::{Fault, FaultKind, Fidelity, Loaders, Scenario};
 pub fn run(scenario: Scenario) -> Outcome {
     match scenario.fidelity {
         Fidelity::Pieces => pieces::run(scenario),
-        Fidelity::Extents => extents::run(scenario),
+        Fidelity::Extents => extents::run(scenario, None),
     }
+}
+
+/// Runs a scenario extent by extent, and passes on all that the coordinator's core is told: another core with the same
+/// settings that is told the same comes to the same state. Ends early when nobody takes it any more.
+pub fn tell(scenario: Scenario, tap: std::sync::mpsc::SyncSender<Told>) -> Outcome {
+    extents::run(scenario, Some(tap))
 }

@@ -84,6 +84,7 @@ fn coordinator_config(settings: CoordinatorSettings) -> Result<CoordinatorConfig
     config.id = settings.id;
     config.heartbeat_ms = settings.heartbeat_ms.unwrap_or(config.heartbeat_ms);
     config.node_timeout_ms = settings.node_timeout_ms.unwrap_or(config.node_timeout_ms);
+    config.alarm_hold_ms = settings.alarm_hold_ms.unwrap_or(config.alarm_hold_ms);
     config.shutdown_grace_ms = settings.shutdown_grace_ms.unwrap_or(config.shutdown_grace_ms);
     config.check().map_err(|e| Failure::usage("coordinator", e).next("`millstream coordinator --help`"))?;
     Ok(config)

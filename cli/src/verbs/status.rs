@@ -4,14 +4,18 @@ use std::io::IsTerminal as _;
 
 use millstream_proto::v1::StatusRequest;
 use millstream_types::size::format_size;
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::Value;
 
 use crate::args::StatusArgs;
 use crate::client::Session;
-use crate::failure::{Failure, Result};
+use crate::failure::{Code, Failure, Result};
 use crate::limits::WATCH_EVERY;
 use crate::output::{self, Table};
 use crate::verbs::dataset::check_selector;
+
+mod screen;
+mod watch;
 
 /// Prints it, once or again and again.
 pub async fn run(args: StatusArgs) -> Result<()> {
@@ -19,22 +23,74 @@ pub async fn run(args: StatusArgs) -> Result<()> {
         check_selector(dataset)?;
     }
     let session = Session::new(&args.client)?;
-    let clear = args.watch && !session.json && std::io::stdout().is_terminal();
+    let terminal = std::io::stdout().is_terminal() && std::io::stdin().is_terminal();
+    if args.watch && !session.json && terminal {
+        let view = match (args.node, args.dataset) {
+            (Some(node), _) => screen::View::Node(node),
+            (None, Some(dataset)) => screen::View::Dataset(dataset),
+            (None, None) => screen::View::Overview,
+        };
+        return watch::run(&session, view).await;
+    }
+    if let Some(node) = &args.node {
+        return one_node(&session, node, args.watch).await;
+    }
     loop {
         let document = document(&session, args.dataset.as_deref().unwrap_or("")).await?;
         match (session.json, args.watch) {
             (true, true) => output::json_line(&document)?,
             (true, false) => output::json(&document)?,
-            (false, _) => {
-                let begin = if clear { "\x1b[H\x1b[2J" } else { "" };
-                output::line(&format!("{begin}{}", render(&document)))?;
-            }
+            (false, _) => output::line(&render(&document))?,
         }
         if !args.watch {
             return Ok(());
         }
         tokio::time::sleep(WATCH_EVERY).await;
     }
+}
+
+/// One node's document, as it is with `--json`, as lines for people.
+async fn one_node(session: &Session, node: &str, again: bool) -> Result<()> {
+    let name = utf8_percent_encode(node, NON_ALPHANUMERIC);
+    loop {
+        let document = watch::view(session, &format!("nodes/{name}")).await?;
+        if let Some(error) = document.get("error").and_then(Value::as_str) {
+            return Err(Failure::new(Code::Unknown, node, error).next("millstream status lists all nodes"));
+        }
+        match (session.json, again) {
+            (true, true) => output::json_line(&document)?,
+            (true, false) => output::json(&document)?,
+            (false, _) => output::line(&render_node(&document))?,
+        }
+        if !again {
+            return Ok(());
+        }
+        tokio::time::sleep(WATCH_EVERY).await;
+    }
+}
+
+fn render_node(node: &Value) -> String {
+    let mut parts = vec![format!(
+        "{}  {}  {}  disk {} of {}, {} pinned  in {}/s  out {}/s",
+        text(node, "/node"),
+        text(node, "/state"),
+        text(node, "/address"),
+        size(node, "/disk/used_bytes"),
+        size(node, "/disk/capacity_bytes"),
+        size(node, "/disk/pinned_bytes"),
+        size(node, "/rate_bytes_per_s/in"),
+        size(node, "/rate_bytes_per_s/out"),
+    )];
+    let mut table = Table::new(&["DATASET", "STATE", ">SHARDS", ">OF", "WHY"]);
+    for dataset in rows(node, "datasets") {
+        let of = |field: &str| text(dataset, field);
+        table.row([of("/dataset"), of("/state"), of("/shards_ready"), of("/shards_wanted"), of("/reason")]);
+    }
+    parts.push(table.render());
+    for alarm in rows(node, "alarms") {
+        parts.push(format!("{}: {}; next: {}", text(alarm, "/severity"), text(alarm, "/text"), text(alarm, "/next")));
+    }
+    parts.join("\n\n")
 }
 
 /// The status document; `dataset` narrows it.

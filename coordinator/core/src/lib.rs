@@ -17,6 +17,7 @@ mod extent;
 mod faults;
 mod flight;
 mod hand_out;
+pub mod holdings;
 pub mod limits;
 mod membership;
 mod origin;

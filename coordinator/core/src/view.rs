@@ -19,6 +19,12 @@ pub struct NodeView {
     pub quarantined_us: u64,
     /// Bytes assigned to it and not done.
     pub outstanding_bytes: u64,
+    /// How many times longer than typical it takes to receive; 1 is typical.
+    pub slow_in: f64,
+    /// The same for sending.
+    pub slow_out: f64,
+    /// So slow that it is avoided as a source.
+    pub avoided_as_slow: bool,
 }
 
 /// A version on a node.
@@ -87,6 +93,8 @@ pub struct StageView {
     pub bytes_total: u64,
     /// Of those, verified.
     pub bytes_ready: u64,
+    /// Of those, there already when it began.
+    pub bytes_found: u64,
     /// Bytes that its nodes read from the origin since it began.
     pub origin_bytes: u64,
     /// Microseconds since it began (until it ended).

@@ -24,6 +24,9 @@ impl Core {
             in_bytes_per_s: known.rate_in.rate,
             quarantined_us: known.quarantine.until.since(now),
             outstanding_bytes: known.down_backlog,
+            slow_in: known.slow_in.factor(),
+            slow_out: known.slow_out.factor(),
+            avoided_as_slow: known.slow_out.is_slow(),
         })
     }
 
@@ -98,6 +101,17 @@ impl Core {
         self.stages.values().map(|s| self.view_stage(s, now)).collect()
     }
 
+    /// Numbers of the stages that run.
+    pub fn running_stages(&self) -> impl Iterator<Item = StageId> + '_ {
+        self.stages.values().filter(|s| s.state == StageState::Running).map(|s| s.id)
+    }
+
+    /// What the stages that run want of a node's disk is on its way: is the version wanted there by one of them?
+    pub fn stage_of(&self, dataset: DatasetId, node: NodeId) -> Option<StageId> {
+        let mut running = self.stages.values().filter(|s| s.dataset == dataset && s.state == StageState::Running);
+        running.find(|s| s.nodes.binary_search(&node).is_ok()).map(|s| s.id)
+    }
+
     /// One stage.
     pub fn stage(&self, stage: StageId, now: Time) -> Option<StageView> {
         self.stages.get(&stage).map(|s| self.view_stage(s, now))
@@ -121,6 +135,7 @@ impl Core {
             state: stage.state.as_str(),
             bytes_total: total,
             bytes_ready: ready,
+            bytes_found: stage.ready_base.min(ready),
             origin_bytes: origin,
             elapsed_us,
             eta_us,

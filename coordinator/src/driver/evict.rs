@@ -12,10 +12,11 @@ use millstream_types::{DatasetId, NodeId, RunSet, StageId, Time};
 use tokio::sync::oneshot;
 
 use super::requests::{Answer, Asked};
-use super::state::{Stage, audit_line};
+use super::state::Stage;
 use super::{State, WeakHandle};
 use crate::copies::{self, AtOrigin, Question};
 use crate::failure::RequestError;
+use crate::observe::events::{Kind, Severity, Telling};
 use crate::store::{Change, StageRecord};
 
 /// Nodes that a request names, as far as it goes without looking at copies.
@@ -75,7 +76,9 @@ impl State {
             refused.push(self.last_copy_words(dataset, *node, last, origin));
         }
         let go: BTreeSet<NodeId> = departures.go.iter().copied().collect();
-        let mut changes = vec![Change::Audit(audit_line(&format!("evicting {name} from {} nodes", go.len())))];
+        let what = format!("evicting {name} from {} nodes", go.len());
+        let line = self.told(Telling::new(Kind::Evicted, Severity::Info, what).dataset(&name));
+        let mut changes = vec![Change::Audit(line)];
         self.take_out_of_stages(now, dataset, &go, &mut changes);
         self.event(now, Event::EvictionOrdered { dataset, nodes: departures.go });
         Ok(Answer {

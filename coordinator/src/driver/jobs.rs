@@ -14,11 +14,12 @@ use millstream_types::{NodeId, Time};
 use super::State;
 use super::requests::{Answer, Asked};
 use super::stages::{Wish, parse_placement};
-use super::state::{audit_line, unix_s};
+use super::state::unix_s;
 use crate::failure::RequestError;
 use crate::jobs::{Job, Place, Want};
 use crate::limits::{JOB_PLACES_MAX, JOB_TEXT_BYTES_MAX, JOB_WANTS_MAX, JOBS_OPEN_MAX, NODES_MAX, PRIORITY_MAX};
 use crate::nodes::short;
+use crate::observe::events::{Kind, Severity, Telling};
 use crate::store::{Change, JobRecord, WantRecord, placed};
 
 fn usage(field: &'static str, reason: impl Into<String>) -> RequestError {
@@ -70,10 +71,10 @@ impl State {
         let (known, places) = (same.is_some(), wants.clone());
         self.jobs.open(now, record, places, have);
         self.release(now, &job, &over, &mut changes);
-        let Some(opened) = self.jobs.get(&job) else { return Err(RequestError::Stopping) };
+        let Some(opened) = self.jobs.get(&job).cloned() else { return Err(RequestError::Stopping) };
         if !known {
             let what = format!("job {job} of {} wants {}", opened.record.user, datasets_of(&opened.record).join(", "));
-            changes.push(Change::Audit(audit_line(&what)));
+            changes.push(Change::Audit(self.told(Telling::new(Kind::JobOpened, Severity::Info, what))));
         }
         let changed = !changes.is_empty() || same.is_none_or(|s| s.record != opened.record);
         changes.push(Change::PutJob(Box::new(opened.record.clone())));
@@ -233,7 +234,8 @@ impl State {
             record.outcome = cut(&request.outcome);
             changes.extend(self.jobs.end(record.clone()));
             self.release(now, &job, &wants, &mut changes);
-            changes.push(Change::Audit(audit_line(&format!("job {job} ended: {}", record.outcome))));
+            let what = format!("job {job} ended: {}", record.outcome);
+            changes.push(Change::Audit(self.told(Telling::new(Kind::JobEnded, Severity::Info, what))));
         }
         changes.push(Change::PutJob(Box::new(record)));
         let reply = self.show_job(now, &job)?;

@@ -16,6 +16,7 @@ use millstream_types::{AssignmentId, Crc64, DatasetId, Manifest, NodeId, Time};
 use super::State;
 use crate::failure::ExitCode;
 use crate::nodes::short;
+use crate::observe::events::{Kind, Severity, Telling};
 
 type Checked<T> = Result<T, ConvertError>;
 
@@ -53,6 +54,7 @@ impl State {
             Body::Inventory(inventory) => return self.take_inventory(now, node, inventory),
             Body::Done(done) => {
                 let source = self.source("source", done.source.as_ref())?;
+                self.observed.links.moved(now, source, node, done.bytes);
                 let assignment = AssignmentId(done.assignment);
                 if let Some(dataset) = self.core.assigned_dataset(assignment, node) {
                     self.jobs.moved(dataset, node, done.bytes, source);
@@ -67,12 +69,14 @@ impl State {
                 let shards = convert::runs_within(&runs, manifest.layout().shards())?;
                 self.watchers.touch(dataset);
                 self.jobs.touch(dataset);
-                Event::ShardsSealed { node, dataset, shards }
+                self.shards_sealed(now, node, dataset, shards);
+                return Ok(());
             }
             Body::Lost(lost) => {
                 let (dataset, shard) = self.shard(lost.dataset, lost.shard)?;
                 let reason = short(&lost.reason);
-                self.notice_shard(node, dataset, shard, &format!("lost: {reason}"));
+                self.tell_shard(Kind::Lost, node, dataset, shard, &format!("lost: {reason}"));
+                self.observed.lost(dataset, node, shard);
                 Event::ShardLost { node, dataset, shard, reason }
             }
             Body::Problem(problem) => {
@@ -133,7 +137,8 @@ impl State {
         let sequence = heartbeat.sequence;
         let before = self.nodes.get(node).map(|n| n.report.moved());
         if let Some(known) = self.nodes.get_mut(node) {
-            known.take_report(heartbeat);
+            let fell_back = known.take_report(now, heartbeat);
+            self.tell_fallbacks(node, fell_back);
         }
         let after = self.nodes.get(node).map(|n| n.report.moved());
         if let (Some(before), Some(after)) = (before, after)
@@ -141,7 +146,8 @@ impl State {
         {
             let new = after.checksum_failures - before.checksum_failures;
             let name = self.nodes.name(node).to_owned();
-            self.notice("error", format!("{name} received bytes that do not match their checksum ({new} times)"));
+            let text = format!("{name} received bytes that do not match their checksum ({new} times)");
+            self.tell(Telling::new(Kind::Checksum, Severity::Error, text).node(name));
         }
         self.core.handle_event(now, event);
         self.send(node, Order::HeartbeatAck(v1::HeartbeatAck { sequence }));
@@ -227,7 +233,8 @@ impl State {
             _ => ExitCode::Other,
         };
         let text = format!("{} cannot take {}: {reason}", self.nodes.name(node), self.dataset_name(dataset));
-        self.notice("error", text);
+        let (name, of) = (self.nodes.name(node).to_owned(), self.dataset_name(dataset));
+        self.tell(Telling::new(Kind::Refused, Severity::Error, text).dataset(of).node(name));
         self.refusals.insert((dataset, node), (code, reason.clone()));
         self.watchers.touch(dataset);
         Ok(Event::NodeRefused { node, dataset, kind, reason })

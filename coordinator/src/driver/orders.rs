@@ -8,6 +8,7 @@ use millstream_types::{Crc64, DatasetId, NodeId, PieceNo, Time};
 
 use super::State;
 use crate::limits::BATCH_MESSAGES_MAX;
+use crate::observe::events::{Kind, Severity, Telling};
 
 /// Checksums in one batch: keeps a batch below the largest gRPC message (8 bytes each).
 const BATCH_CHECKSUMS_MAX: usize = 1 << 20;
@@ -34,6 +35,15 @@ impl State {
     pub(super) fn drain(&mut self) {
         while let Some(action) = self.core.poll_action() {
             self.carry_out_one(action);
+        }
+    }
+
+    /// Takes only what the core tells people, and drops its orders: nobody is there to take them.
+    pub(crate) fn take_notes(&mut self) {
+        while let Some(action) = self.core.poll_action() {
+            if let Action::Note(note) = action {
+                self.take_note(note);
+            }
         }
     }
 
@@ -189,7 +199,8 @@ impl State {
         }
         if let Some(&node) = to.first() {
             let what = if fatal { "given up" } else { "discarded and read again" };
-            self.notice_shard(node, dataset, shard, &format!("{what}: {reason}"));
+            let kind = if fatal { Kind::ShardFailed } else { Kind::Discarded };
+            self.tell_shard(kind, node, dataset, shard, &format!("{what}: {reason}"));
         }
         for &node in to {
             let order = v1::DiscardShard { dataset: dataset.0, shard, reason: reason.clone(), fatal };
@@ -206,13 +217,17 @@ impl State {
                 let dataset = known.dataset;
                 self.watchers.touch(dataset);
                 let state = if ok { "is ready" } else { "failed" };
-                let text = format!("stage {stage} of {} {state}", self.dataset_name(dataset));
-                self.notice(if ok { "info" } else { "error" }, text);
+                let name = self.dataset_name(dataset);
+                let text = format!("stage {stage} of {name} {state}");
+                let (kind, severity) =
+                    if ok { (Kind::StageDone, Severity::Info) } else { (Kind::StageFailed, Severity::Error) };
+                self.tell(Telling::new(kind, severity, text).dataset(name));
             }
             Note::ShardFailed { dataset, failure } => {
                 self.watchers.touch(dataset);
                 let text = self.shard_failure_words(dataset, &failure);
-                self.notice("error", text);
+                let name = self.dataset_name(dataset);
+                self.tell(Telling::new(Kind::ShardFailed, Severity::Error, text).dataset(name));
             }
             Note::Quarantined { node, kind, for_us } => {
                 let text = format!(
@@ -221,7 +236,8 @@ impl State {
                     for_us / 1_000_000,
                     kind.as_str()
                 );
-                self.notice("warning", text);
+                let name = self.nodes.name(node).to_owned();
+                self.tell(Telling::new(Kind::Quarantined, Severity::Warning, text).node(name));
             }
             Note::LeaseExpired { node, dataset, pieces } => {
                 let text = format!(
@@ -231,12 +247,15 @@ impl State {
                     pieces.end,
                     self.dataset_name(dataset)
                 );
-                self.notice("warning", text);
+                let telling = Telling::new(Kind::LeaseExpired, Severity::Warning, text);
+                let (name, node) = (self.dataset_name(dataset), self.nodes.name(node).to_owned());
+                self.tell(telling.dataset(name).node(node));
             }
             Note::GoDirect { dataset, direct, reason } => {
                 let how = if direct { "the origin directly" } else { "peers" };
                 let text = format!("{} is read from {how}: {reason}", self.dataset_name(dataset));
-                self.notice("info", text);
+                let name = self.dataset_name(dataset);
+                self.tell(Telling::new(Kind::WentDirect, Severity::Info, text).dataset(name));
             }
             Note::NodeState { node, state } => self.node_state(node, state),
         }
@@ -249,19 +268,25 @@ impl State {
             // Its work was handed to others: should it only have been silent, it must begin anew with an inventory.
             known.session = None;
         }
-        let severity = if state == NodeState::Up { "info" } else { "warning" };
-        let text = format!("{} is {}", self.nodes.name(node), state.as_str());
-        self.notice(severity, text);
+        let (kind, severity) = match state {
+            NodeState::Up => (Kind::NodeUp, Severity::Info),
+            NodeState::Suspect => (Kind::NodeSuspect, Severity::Warning),
+            NodeState::Down => (Kind::NodeDown, Severity::Warning),
+        };
+        let name = self.nodes.name(node).to_owned();
+        self.tell(Telling::new(kind, severity, format!("{name} is {}", state.as_str())).node(name));
     }
 
-    pub(super) fn notice_shard(&mut self, node: NodeId, dataset: DatasetId, shard: u32, what: &str) {
+    pub(super) fn tell_shard(&mut self, kind: Kind, node: NodeId, dataset: DatasetId, shard: u32, what: &str) {
         let text = format!(
             "shard {:?} of {} on {}: {what}",
             self.shard_key(dataset, shard),
             self.dataset_name(dataset),
             self.nodes.name(node)
         );
-        self.notice("error", text);
+        let (name, node) = (self.dataset_name(dataset), self.nodes.name(node).to_owned());
+        let severity = if kind == Kind::Repaired { Severity::Info } else { Severity::Error };
+        self.tell(Telling::new(kind, severity, text).dataset(name).node(node));
     }
 
     /// `name@version` of a number, for people.

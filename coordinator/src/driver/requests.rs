@@ -11,9 +11,10 @@ use millstream_types::id::DatasetSelector;
 use millstream_types::{DatasetId, DatasetName, DatasetRef, Manifest, StageId, Time, Version};
 
 use super::State;
-use super::state::{audit_line, unix_s};
+use super::state::unix_s;
 use crate::failure::{RequestError, named};
 use crate::limits::{DATASETS_MAX, PAGE_DEFAULT, PAGE_MAX};
+use crate::observe::events::{Kind, Severity, Telling};
 use crate::store::{Change, Durable, VersionRecord};
 
 pub(super) type Asked<T> = Result<T, RequestError>;
@@ -76,10 +77,10 @@ impl State {
         let record = VersionRecord { name, sequence: self.datasets.next_sequence(), created_unix_s: unix_s(), indexed };
         let digest = manifest.digest();
         let what = format!("added {} from {}", record.name, manifest.origin_url());
-        tracing::info!(%digest, shards = manifest.shards().len(), "{what}");
+        let line = self.told(Telling::new(Kind::Added, Severity::Info, what).dataset(record.name.to_string()));
         let durable = self.store.commit(vec![
             Change::AddVersion { digest, record: record.clone(), manifest: encoded },
-            Change::Audit(audit_line(&what)),
+            Change::Audit(line),
         ]);
         self.removed.remove(&digest);
         let id = self.restore_version(now, record, manifest, Vec::new());
@@ -169,7 +170,9 @@ impl State {
             let name: DatasetRef = dataset.record.name.clone();
             let digest = dataset.manifest.digest();
             self.removed.insert(digest, name.clone());
-            changes.push(Change::Audit(audit_line(&format!("removed {name}"))));
+            let removal = Telling::new(Kind::Removed, Severity::Info, format!("removed {name}"));
+            changes.push(Change::Audit(self.told(removal.dataset(name.to_string()))));
+            self.observed.dataset_removed(id);
             removed.push(name.to_string());
             changes.push(Change::RemoveVersion { digest, name });
             self.watchers.dataset_removed(id);

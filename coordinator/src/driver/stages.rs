@@ -8,9 +8,10 @@ use millstream_types::{DatasetId, NodeId, StageId, Time};
 
 use super::State;
 use super::requests::{Answer, Asked};
-use super::state::{Stage, audit_line, unix_s};
+use super::state::{Stage, unix_s};
 use crate::failure::{RequestError, named};
 use crate::limits::{PRIORITY_MAX, STAGES_MAX};
+use crate::observe::events::{Kind, Severity, Telling};
 use crate::store::{Change, StageRecord, placed};
 
 /// What a stage is to bring, and for whom.
@@ -127,9 +128,9 @@ impl State {
         self.next_stage += 1;
         let stage = StageId(record.id);
         let what = format!("stage {stage} of {} on {} nodes", self.dataset_name(dataset), nodes.len());
-        tracing::info!("{what}");
         changes.push(Change::PutStage(record.clone()));
-        changes.push(Change::Audit(audit_line(&what)));
+        let name = self.dataset_name(dataset);
+        changes.push(Change::Audit(self.told(Telling::new(Kind::Staged, Severity::Info, what).dataset(name))));
         for &node in nodes {
             self.refusals.remove(&(dataset, node));
         }
@@ -216,9 +217,9 @@ impl State {
             let dataset = dataset.0;
             self.send(node, Order::Pin(v1::SetPin { dataset, pinned }));
         }
-        let what = if pinned { "pinned" } else { "unpinned" };
+        let (kind, what) = if pinned { (Kind::Pinned, "pinned") } else { (Kind::Unpinned, "unpinned") };
         let what = format!("{what} {name} on {}", named(&names));
-        changes.push(Change::Audit(audit_line(&what)));
+        changes.push(Change::Audit(self.told(Telling::new(kind, Severity::Info, what).dataset(&name))));
         Ok(Answer { reply: v1::PinReply { dataset: name, nodes: names }, durable: Some(self.store.commit(changes)) })
     }
 }

@@ -1,6 +1,6 @@
 //! Everything that the driver owns, and how inputs and time change it.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use millstream_coordinator_core::Core;
@@ -15,8 +15,9 @@ use super::{Input, WeakHandle};
 use crate::datasets::Datasets;
 use crate::failure::ExitCode;
 use crate::jobs::Jobs;
-use crate::limits::NOTICES_MAX;
 use crate::nodes::{Hello, Nodes, Refusal, SessionId};
+use crate::observe::Observed;
+use crate::observe::events::{Kind, Severity, Telling};
 use crate::register::Unusable;
 use crate::store::{StageRecord, StoreHandle};
 
@@ -26,14 +27,7 @@ pub(crate) struct Settings {
     pub(crate) id: String,
     pub(crate) heartbeat_ms: u32,
     pub(crate) node_timeout_us: u64,
-}
-
-/// Something that people should see.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
-pub(crate) struct Notice {
-    pub(crate) at_unix_s: i64,
-    pub(crate) severity: &'static str,
-    pub(crate) text: String,
+    pub(crate) alarm_hold_us: u64,
 }
 
 /// Events of the shell itself, for metrics.
@@ -74,7 +68,7 @@ pub(crate) struct State {
     pub(crate) refusals: BTreeMap<(DatasetId, NodeId), (ExitCode, String)>,
     pub(crate) store: StoreHandle,
     pub(crate) watchers: Watchers,
-    pub(crate) notices: VecDeque<Notice>,
+    pub(crate) observed: Observed,
     pub(crate) counters: ShellCounters,
     /// How tasks that it starts reach it.
     pub(super) handle: Option<WeakHandle>,
@@ -97,7 +91,7 @@ impl State {
             refusals: BTreeMap::new(),
             store,
             watchers: Watchers::default(),
-            notices: VecDeque::new(),
+            observed: Observed::default(),
             counters: ShellCounters::default(),
             handle: None,
             unsent: BTreeSet::new(),
@@ -108,7 +102,8 @@ impl State {
     /// When [`on_time`](Self::on_time) has something to do.
     pub(super) fn due(&self) -> Option<Time> {
         let sweep = self.nodes.connected().next().map(|_| self.next_sweep);
-        [self.core.poll_timeout(), sweep, self.watchers.due()].into_iter().flatten().min()
+        let look = Some(self.observed.due());
+        [self.core.poll_timeout(), sweep, self.watchers.due(), look].into_iter().flatten().min()
     }
 
     pub(super) fn apply(&mut self, now: Time, input: Input) {
@@ -135,6 +130,7 @@ impl State {
             self.give_up_silent(now);
         }
         self.watch(now);
+        self.observe(now);
     }
 
     fn give_up_silent(&mut self, now: Time) {
@@ -162,7 +158,7 @@ impl State {
         if let Some(known) = self.nodes.get_mut(node) {
             known.session = None;
             let text = format!("{} is leaving: its agent stops", known.name);
-            self.notice("info", text);
+            self.tell(Telling::new(Kind::Note, Severity::Info, text));
         }
         self.core.handle_event(now, Event::NodeGone { node });
         self.verify_lost(node);
@@ -188,7 +184,7 @@ impl State {
         let opened = self.nodes.open(now, hello, out, fresh_us);
         let opened = opened.inspect_err(|refusal| {
             self.counters.refused_sessions += 1;
-            self.notice("warning", format!("refused an agent: {refusal}"));
+            self.tell(Telling::new(Kind::Refused, Severity::Warning, format!("refused an agent: {refusal}")));
         })?;
         let node = opened.node;
         tracing::info!(node = info.name, replaced = opened.replaced, "a node joined");
@@ -227,17 +223,20 @@ impl State {
     }
 
     /// Remembers something for people: on the status page, in the log and in the audit log.
-    pub(crate) fn notice(&mut self, severity: &'static str, text: String) {
-        match severity {
-            "error" => tracing::error!("{text}"),
-            "warning" => tracing::warn!("{text}"),
-            _ => tracing::info!("{text}"),
+    pub(crate) fn tell(&mut self, telling: Telling) {
+        let line = self.told(telling);
+        self.store.audit_line(line);
+    }
+
+    /// The same; the caller puts the line into the audit log, together with the change that it tells of.
+    pub(crate) fn told(&mut self, telling: Telling) -> String {
+        let text = &telling.text;
+        match telling.severity() {
+            Severity::Error => tracing::error!("{text}"),
+            Severity::Warning => tracing::warn!("{text}"),
+            Severity::Info => tracing::info!("{text}"),
         }
-        self.audit(&text);
-        if self.notices.len() >= NOTICES_MAX {
-            self.notices.pop_front();
-        }
-        self.notices.push_back(Notice { at_unix_s: unix_s(), severity, text });
+        self.observed.events.tell(unix_ms(), telling)
     }
 
     /// An index beside the data was left aside.
@@ -246,11 +245,8 @@ impl State {
             Unusable::Stale(_) => self.counters.stale_indexes += 1,
             Unusable::Damaged(_) => self.counters.damaged_indexes += 1,
         }
-        self.notice("warning", format!("the index beside {url} is left aside: {why}"));
-    }
-
-    pub(crate) fn audit(&self, text: &str) {
-        self.store.audit_line(audit_line(text));
+        let text = format!("the index beside {url} is left aside: {why}");
+        self.tell(Telling::new(Kind::Note, Severity::Warning, text));
     }
 
     pub(super) fn stop(&mut self) {
@@ -261,11 +257,12 @@ impl State {
     }
 }
 
-pub(crate) fn audit_line(text: &str) -> String {
-    serde_json::json!({"at_unix_s": unix_s(), "what": text}).to_string()
-}
-
 /// Seconds since 1970, for people.
 pub(crate) fn unix_s() -> i64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs() as i64)
+}
+
+/// Milliseconds since 1970, for people.
+pub(crate) fn unix_ms() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| i64::try_from(d.as_millis()).unwrap_or(i64::MAX))
 }

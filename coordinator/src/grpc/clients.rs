@@ -13,6 +13,7 @@ use tonic::{Request, Response, Status};
 use crate::copies;
 use crate::driver::DriverHandle;
 use crate::failure::RequestError;
+use crate::http::Documents;
 use crate::limits::{ADDS_MAX, PROGRESS_QUEUE_MAX};
 use crate::register::{self, Addition};
 
@@ -21,12 +22,13 @@ type Steps<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 /// The service.
 pub(crate) struct Clients {
     driver: DriverHandle,
+    documents: Documents,
     additions: Arc<Semaphore>,
 }
 
 impl Clients {
-    pub(crate) fn new(driver: DriverHandle) -> Clients {
-        Clients { driver, additions: Arc::new(Semaphore::new(ADDS_MAX)) }
+    pub(crate) fn new(driver: DriverHandle, documents: Documents) -> Clients {
+        Clients { driver, documents, additions: Arc::new(Semaphore::new(ADDS_MAX)) }
     }
 }
 
@@ -138,5 +140,12 @@ impl ClientService for Clients {
         let document = self.driver.call(move |state, now| state.status(now, &dataset)).await??;
         let json = serde_json::to_string(&document).map_err(|e| Status::internal(e.to_string()))?;
         Ok(Response::new(v1::StatusReply { json }))
+    }
+
+    async fn view(&self, request: Request<v1::ViewRequest>) -> Result<Response<v1::ViewReply>, Status> {
+        let path = request.into_inner().path;
+        let answered = self.documents.get(&path).await;
+        let json = answered.document.to_string();
+        Ok(Response::new(v1::ViewReply { status: answered.status.as_u16().into(), json }))
     }
 }

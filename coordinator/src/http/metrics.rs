@@ -13,7 +13,7 @@ use crate::jobs::Totals;
 use crate::nodes::Moved;
 
 /// All metrics of the coordinator: name, labels, help. Mirrored in `docs/metrics.md`.
-pub(crate) const METRICS: [(&str, &[&str], &str); 24] = [
+pub(crate) const METRICS: [(&str, &[&str], &str); 25] = [
     ("millstream_build_info", &["version"], "Constant 1; the version is a label."),
     ("millstream_nodes", &["state"], "Nodes by state."),
     ("millstream_assignments_total", &[], "Assignments handed out."),
@@ -37,6 +37,7 @@ pub(crate) const METRICS: [(&str, &[&str], &str); 24] = [
     ("millstream_job_bytes_total", &["source"], "Bytes that jobs got, by where they came from."),
     ("millstream_job_waits_total", &[], "Jobs whose data became ready on all their nodes."),
     ("millstream_job_wait_seconds_total", &[], "Seconds that those jobs waited after they were allocated."),
+    ("millstream_alarms", &["kind", "severity"], "Alarms that stand, by kind and severity."),
     ("millstream_coordinator_dropped_total", &["kind"], "What the coordinator refused or ended, by kind."),
 ];
 
@@ -51,6 +52,7 @@ pub(crate) struct Sample {
     shell: ShellCounters,
     moved: Moved,
     fallbacks: BTreeMap<(String, String), u64>,
+    alarms: BTreeMap<(&'static str, &'static str), u32>,
 }
 
 impl Sample {
@@ -76,6 +78,10 @@ impl Sample {
                 *fallbacks.entry((from.clone(), to.clone())).or_default() += count;
             }
         }
+        let mut alarms = BTreeMap::new();
+        for alarm in &state.observed.alarms {
+            *alarms.entry((alarm.kind, alarm.severity.as_str())).or_default() += 1;
+        }
         Sample {
             nodes,
             stages,
@@ -86,6 +92,7 @@ impl Sample {
             shell: state.counters,
             moved,
             fallbacks,
+            alarms,
         }
     }
 
@@ -156,6 +163,9 @@ impl Sample {
         for ((from, to), &count) in &self.fallbacks {
             let labels = vec![Label::new("from", from.clone()), Label::new("to", to.clone())];
             gauge!("millstream_cluster_fallbacks", labels).set(count as f64);
+        }
+        for (&(kind, severity), &count) in &self.alarms {
+            gauge!("millstream_alarms", "kind" => kind, "severity" => severity).set(count);
         }
         let shell = &self.shell;
         for (reason, count) in [("stale", shell.stale_indexes), ("damaged", shell.damaged_indexes)] {

@@ -1,0 +1,71 @@
+// Throughput by source, stacked, over the last minutes.
+
+import { el, fill, panel } from "./dom.js";
+import { bytes, rate } from "./format.js";
+import uPlot from "./uplot.js";
+
+const SOURCES = [
+  { name: "S3", color: "--origin", dash: [] },
+  { name: "RDMA", color: "--rdma", dash: [6, 3] },
+  { name: "TCP", color: "--tcp", dash: [2, 2] },
+];
+
+const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+
+/** Seconds that are missing are gaps in time, not in the line: nothing was measured, nothing is drawn. */
+function columns(samples) {
+  const times = Object.keys(samples).map(Number).sort((a, b) => a - b);
+  const by = (i) => times.map((t) => samples[t][i]);
+  const [s3, rdma, tcp] = [by(0), by(1), by(2)];
+  // Stacked: each line is drawn on top of those below it.
+  return [times, s3, times.map((_, i) => s3[i] + rdma[i]), times.map((_, i) => s3[i] + rdma[i] + tcp[i])];
+}
+
+export class Throughput {
+  constructor() {
+    this.plot = null;
+    this.look = "";
+  }
+
+  draw({ samples }, box) {
+    const data = columns(samples);
+    const width = Math.max(240, Math.min(box.clientWidth - 26, 1200));
+    const look = `${css("--ink")}${css("--line")}${width}`;
+    if (this.plot && this.look === look && box.contains(this.plot.root)) {
+      this.plot.setData(data);
+      fill(this.legend, ...this.words(samples));
+      return null;
+    }
+    this.look = look;
+    this.plot?.destroy();
+    const place = el("div", { class: "chart", role: "img", "aria-label": "Bytes per second by source over the last five minutes; the figures follow as text" });
+    this.legend = el("ul", { class: "legend" }, ...this.words(samples));
+    const nodes = panel("Throughput by source", { id: "throughput", json: "throughput", note: "all nodes, last five minutes; stacked" }, place, this.legend);
+    this.plot = new uPlot(this.options(width), data, place);
+    return nodes;
+  }
+
+  options(width) {
+    const ink = css("--soft");
+    const axis = { stroke: ink, grid: { stroke: css("--line"), width: 1 }, ticks: { stroke: css("--line"), width: 1 } };
+    const line = ({ name, color, dash }) => ({ label: name, stroke: css(color), fill: `${css(color)}55`, width: 1.5, dash, points: { show: false } });
+    return {
+      width,
+      height: 180,
+      padding: [8, 8, 0, 0],
+      legend: { show: false },
+      cursor: { drag: { x: false, y: false } },
+      scales: { x: { time: true }, y: { range: (u, min, max) => [0, Math.max(max * 1.1, 1024)] } },
+      axes: [axis, { ...axis, size: 74, values: (u, ticks) => ticks.map((v) => (v ? `${bytes(v)}/s` : "0")) }],
+      series: [{}, ...SOURCES.map(line)],
+      // The fill of each is down to the one below it.
+      bands: [{ series: [2, 1] }, { series: [3, 2] }],
+    };
+  }
+
+  words(samples) {
+    const last = Object.keys(samples).map(Number).sort((a, b) => a - b).slice(-10);
+    const mean = (i) => last.reduce((sum, t) => sum + samples[t][i], 0) / Math.max(1, last.length);
+    return SOURCES.map(({ name }, i) => el("li", {}, el("i", { class: `swatch ${name.toLowerCase()}`, "aria-hidden": "true" }), `${name}: ${rate(Math.round(mean(i)))} over the last 10 s`));
+  }
+}

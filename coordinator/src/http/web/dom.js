@@ -1,0 +1,163 @@
+// Small tools to build the page. Text from agents and origins is only ever set as text, never as markup.
+
+/** An element; attributes that are null or false are left out; `on*` are listeners; children are nodes or text. */
+export function el(tag, attributes, ...children) {
+  const node = document.createElement(tag);
+  for (const [key, value] of Object.entries(attributes || {})) {
+    if (value === null || value === undefined || value === false) continue;
+    if (key.startsWith("on")) node.addEventListener(key.slice(2), value);
+    else if (key === "hidden" || key === "open" || key === "checked") node[key] = value;
+    else node.setAttribute(key, value === true ? "" : String(value));
+  }
+  node.append(...children.flat().filter((c) => c !== null && c !== undefined && c !== false && c !== ""));
+  return node;
+}
+
+/**
+ * Puts children in the place of what is there. What a person is doing stays: focus, typed text, scrolled boxes,
+ * opened details.
+ */
+export function fill(parent, ...children) {
+  const keyed = (node) => node.dataset.key || node.id;
+  const active = parent.contains(document.activeElement) ? document.activeElement : null;
+  const before = new Map([...parent.querySelectorAll("[data-key]")].map((n) => [n.dataset.key, n]));
+  parent.replaceChildren(...children.flat().filter((c) => c !== null && c !== undefined && c !== false && c !== ""));
+  for (const node of parent.querySelectorAll("[data-key]")) {
+    const old = before.get(node.dataset.key);
+    if (!old || old === node) continue;
+    if (old.scrollLeft || old.scrollTop) [node.scrollLeft, node.scrollTop] = [old.scrollLeft, old.scrollTop];
+    if (node.tagName === "DETAILS") node.open = old.open;
+  }
+  if (!active || document.activeElement === active || !keyed(active)) return;
+  const again = [...parent.querySelectorAll("[data-key], [id]")].find((n) => keyed(n) === keyed(active));
+  if (!again) return;
+  if (active.tagName === "INPUT") again.value = active.value;
+  again.focus({ preventScroll: true });
+  if (active.tagName === "INPUT") again.setSelectionRange(active.selectionStart, active.selectionEnd);
+}
+
+/** Does somebody mark text in it? Then it is not to be replaced under their hands. */
+export function marking(parent) {
+  const marked = document.getSelection();
+  return marked && !marked.isCollapsed && parent.contains(marked.anchorNode);
+}
+
+/** A link to a view. */
+export function link(list, argument, query) {
+  const q = new URLSearchParams(Object.entries(query || {}).filter(([, v]) => v !== "" && v !== undefined && v !== null));
+  const tail = argument ? `/${encodeURIComponent(argument)}` : "";
+  return `#/${list}${tail}${q.size ? `?${q}` : ""}`;
+}
+
+/** Says something to screen readers, once. */
+export function say(text) {
+  document.getElementById("said").textContent = text;
+}
+
+/** A panel with a heading, tools, and the JSON behind it one click away. */
+export function panel(title, { json, tools, id, note } = {}, ...children) {
+  const heading = `h-${id || title.toLowerCase().replace(/[^a-z]+/g, "-")}`;
+  return el(
+    "section",
+    { class: "panel", "aria-labelledby": heading, id: id || null },
+    el(
+      "div",
+      { class: "head" },
+      el("h2", { id: heading }, title),
+      note ? el("span", { class: "soft" }, note) : null,
+      el("span", { class: "grow" }),
+      tools || null,
+      json ? el("a", { class: "json", href: `api/v1/${json}`, "aria-label": `${title} as JSON`, "data-key": `json-${heading}` }, "JSON") : null,
+    ),
+    ...children,
+  );
+}
+
+/**
+ * A table. Columns: {head, number, cell(item), sort}. Wide ones scroll inside of their own box, by keyboard too.
+ */
+export function table(caption, columns, items, { empty, key } = {}) {
+  if (!items.length) return el("p", { class: "empty" }, empty || "Nothing here.");
+  const head = columns.map((c) => el("th", { scope: "col", role: "columnheader", class: c.number ? "n" : null }, c.head));
+  const rows = items.map((item, i) =>
+    el(
+      "tr",
+      { "data-row": key ? key(item) : i, role: "row" },
+      ...columns.map((c, at) => {
+        const tag = at === 0 ? "th" : "td";
+        return el(tag, { scope: at === 0 ? "row" : null, role: at === 0 ? "rowheader" : "cell", class: c.number ? "n" : null, "data-head": c.head }, c.cell(item));
+      }),
+    ),
+  );
+  return el(
+    "div",
+    { class: "scroll", tabindex: 0, role: "region", "aria-label": `${caption}, table`, "data-key": `table-${caption}` },
+    el("table", { role: "table" }, el("caption", { class: "visually-hidden" }, caption), el("thead", { role: "rowgroup" }, el("tr", { role: "row" }, ...head)), el("tbody", { role: "rowgroup" }, ...rows)),
+  );
+}
+
+/** A bar that is also text. */
+export function bar(part, whole, label) {
+  const percent = whole > 0 ? Math.min(100, (100 * part) / whole) : 0;
+  const inner = el("i", {});
+  inner.style.width = `${percent}%`;
+  return el(
+    "div",
+    { class: "bar", role: "progressbar", "aria-valuenow": Math.floor(percent), "aria-valuemin": 0, "aria-valuemax": 100, "aria-label": label },
+    inner,
+  );
+}
+
+/** A state as a shape, a word and a colour: the colour is never alone. */
+const MARKS = {
+  ready: "●", ok: "●", up: "●", done: "●", info: "○",
+  staging: "◐", receiving: "◐", running: "◐", verifying: "◑", waiting: "◐", suspect: "◌", warning: "▲",
+  queued: "○", missing: "·", absent: "·", idle: "·", empty: "·", cancelled: "·", ended: "·",
+  failed: "✕", bad: "✕", down: "✕", error: "✕",
+};
+const TONES = {
+  ready: "t-good", ok: "t-good", up: "t-good", done: "t-good",
+  staging: "t-busy", receiving: "t-busy", running: "t-busy", verifying: "t-busy", waiting: "t-busy",
+  suspect: "t-warn", warning: "t-warn",
+  failed: "t-alarm", bad: "t-alarm", down: "t-alarm", error: "t-alarm",
+};
+export function state(name, text) {
+  return el("span", { class: `state ${TONES[name] || "t-quiet"}` }, el("span", { class: "mark", "aria-hidden": "true" }, MARKS[name] || "·"), ` ${text || name}`);
+}
+
+/** A filter's text field and state choices, and the pages of a list. `go` gets the changed query. */
+export function listTools({ page, query, states, label, go, limit }) {
+  let timer = 0;
+  const search = el("input", {
+    type: "search", placeholder: "filter by name", "aria-label": `Filter ${label} by name`, "data-key": `q-${label}`, value: query.q || "",
+    oninput: (event) => {
+      clearTimeout(timer);
+      const text = event.target.value;
+      timer = setTimeout(() => go({ q: text, offset: "" }), 250);
+    },
+  });
+  const choice = states
+    ? el(
+        "select",
+        { "aria-label": `Show ${label} in state`, "data-key": `state-${label}`, onchange: (e) => go({ state: e.target.value, offset: "" }) },
+        ...["", ...states].map((s) => el("option", { value: s, selected: (query.state || "") === s }, s || "any state")),
+      )
+    : null;
+  const shown = page ? page.items.length : 0;
+  const from = page && shown ? page.offset + 1 : 0;
+  const filtered = page && page.matched !== page.total ? ` that match (${page.total} in all)` : "";
+  const text = page ? `showing ${from ? `${from}–${page.offset + shown}` : "0"} of ${page.matched}${filtered}` : "";
+  const step = limit || 50;
+  const button = (name, to, able) =>
+    el("button", { type: "button", disabled: !able, "data-key": `${name}-${label}`, "aria-label": `${name} ${label}`, onclick: () => go({ offset: to ? String(to) : "" }) }, name === "previous" ? "‹" : "›");
+  const more = page && page.matched > step;
+  return el(
+    "div",
+    { class: "tools" },
+    search,
+    choice,
+    el("span", { class: "soft count" }, text),
+    more || (page && page.offset) ? button("previous", Math.max(0, page.offset - step), page.offset > 0) : null,
+    more ? button("next", page.offset + step, page.offset + shown < page.matched) : null,
+  );
+}

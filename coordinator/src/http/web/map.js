@@ -1,0 +1,221 @@
+// Nodes by shards as a picture: every cell says by shape and colour where things stand; by keyboard, too.
+
+import { el, say } from "./dom.js";
+import { count } from "./format.js";
+
+const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+
+/** Letters of the API, in the order of the legend. */
+export const STATES = [
+  ["o", "ready", "verified and visible"],
+  ["v", "verifying", "all bytes are there"],
+  ["r", "receiving", "some bytes are there or on their way"],
+  ["q", "queued", "wanted, nothing is on its way"],
+  ["m", "missing", "not there, and not to come"],
+  ["b", "bad", "failed, or in doubt and read again"],
+];
+const NAMES = Object.fromEntries(STATES.map(([letter, name]) => [letter, name]));
+
+/** One cell. The fill from below is what is ready; the shape is the rest. */
+function drawCell(g, letter, digit, x, y, w, h, c) {
+  const ready = letter === "o" ? 1 : digit / 10;
+  const gap = w > 5 && h > 5 ? 1 : 0;
+  [w, h] = [w - gap, h - gap];
+  g.fillStyle = c.bg;
+  g.fillRect(x, y, w, h);
+  if (letter === "b") g.fillStyle = c.bad;
+  else if (letter === "r") g.fillStyle = c.receiving;
+  else if (letter === "v") g.fillStyle = c.verifying;
+  else if (letter === "q") g.fillStyle = c.queued;
+  else g.fillStyle = c.missing;
+  if (letter !== "o") g.fillRect(x, y, w, h);
+  if (ready > 0) {
+    g.fillStyle = c.ready;
+    const full = Math.max(1, Math.round(h * ready));
+    g.fillRect(x, y + h - full, w, full);
+  }
+  if (w < 6 || h < 6) return;
+  g.strokeStyle = letter === "q" || letter === "m" ? c.soft : c.on;
+  g.lineWidth = Math.max(1, Math.min(2, w / 8));
+  g.beginPath();
+  const [l, r, t, b] = [x + w * 0.25, x + w * 0.75, y + h * 0.25, y + h * 0.75];
+  if (letter === "b") {
+    g.moveTo(l, t); g.lineTo(r, b); g.moveTo(r, t); g.lineTo(l, b);
+  } else if (letter === "r") {
+    g.moveTo(x + w / 2, t); g.lineTo(x + w / 2, b); g.moveTo(l, y + h / 2); g.lineTo(x + w / 2, b); g.lineTo(r, y + h / 2);
+  } else if (letter === "v") {
+    g.moveTo(l, y + h / 2); g.lineTo(x + w * 0.45, b); g.lineTo(r, t);
+  } else if (letter === "q") {
+    g.arc(x + w / 2, y + h / 2, Math.min(w, h) * 0.22, 0, 7);
+  }
+  g.stroke();
+}
+
+function colors() {
+  return {
+    bg: css("--card"), ink: css("--ink"), soft: css("--soft"), on: css("--on-fill"), ready: css("--ready"), receiving: css("--receiving"),
+    verifying: css("--verifying"), queued: css("--queued"), missing: css("--missing"), bad: css("--bad-fill"), focus: css("--focus"),
+  };
+}
+
+export class ShardMap {
+  constructor() {
+    this.cursor = [0, 0];
+    this.canvas = el("canvas", {
+      class: "map", tabindex: 0, role: "application", "data-key": "map-canvas", "aria-describedby": "map-help", "aria-roledescription": "map of nodes by shards",
+      onkeydown: (e) => this.key(e), onmousemove: (e) => this.point(e), onclick: (e) => this.click(e), onfocus: () => this.draw(), onblur: () => this.draw(),
+      onmouseleave: () => this.tell(null),
+    });
+    this.told = el("p", { class: "told", "aria-hidden": "true" }, " ");
+  }
+
+  /** The nodes of the picture, for the page. */
+  nodes(map, zoom) {
+    this.map = map;
+    this.zoom = zoom;
+    this.canvas.setAttribute("aria-label", this.summary());
+    return [this.canvas, this.told];
+  }
+
+  summary() {
+    const t = this.map.totals;
+    return `${count(this.map.nodes, "node")} by ${count(this.map.shards, "shard")}: ${STATES.map(([, name]) => `${name} ${t[name]}`).join(", ")}`;
+  }
+
+  shape(width) {
+    const { rows, columns } = this.map;
+    const label = width < 600 ? 84 : 150;
+    const w = Math.max(2, Math.min(28, (width - label) / Math.max(1, columns.length)));
+    const h = Math.max(6, Math.min(24, 560 / Math.max(1, rows.length)));
+    return { label, w, h, width, height: Math.ceil(h * rows.length) };
+  }
+
+  draw() {
+    if (!this.map || !this.canvas.parentElement) return;
+    const shape = (this.size = this.shape(Math.max(240, this.canvas.parentElement.clientWidth - 2)));
+    const scale = devicePixelRatio || 1;
+    this.canvas.width = shape.width * scale;
+    this.canvas.height = Math.max(8, shape.height) * scale;
+    this.canvas.style.width = `${shape.width}px`;
+    this.canvas.style.height = `${Math.max(8, shape.height)}px`;
+    const g = this.canvas.getContext("2d");
+    g.scale(scale, scale);
+    this.paint(g, shape, colors());
+    if (document.activeElement === this.canvas) {
+      const [row, column] = this.cursor;
+      g.strokeStyle = colors().focus;
+      g.lineWidth = 2;
+      g.strokeRect(shape.label + column * shape.w, row * shape.h, shape.w, shape.h);
+    }
+  }
+
+  paint(g, { label, w, h }, c, top = 0) {
+    g.font = `${Math.min(12, Math.max(9, h - 2))}px system-ui, sans-serif`;
+    g.textBaseline = "middle";
+    const every = Math.ceil(12 / h);
+    this.map.rows.forEach((row, i) => {
+      g.fillStyle = row.down ? c.bad : c.soft;
+      if (i % every === 0) g.fillText(`${row.down ? "✕ " : ""}${row.label}`, 0, top + i * h + h / 2, label - 6);
+      for (let k = 0; k < row.cells.length; k += 2) {
+        drawCell(g, row.cells[k], Number(row.cells[k + 1]), label + (k / 2) * w, top + i * h, w, h, c);
+      }
+    });
+  }
+
+  words([row, column]) {
+    const r = this.map.rows[row];
+    const letter = r.cells[column * 2];
+    const digit = Number(r.cells[column * 2 + 1]);
+    const first = this.map.columns[column];
+    const last = this.map.shards_per_column > 1 ? ` and ${this.map.shards_per_column - 1} after it` : "";
+    const share = letter === "o" ? "all ready" : `${NAMES[letter]}${digit ? `, about ${digit} tenths ready` : ""}`;
+    return `${r.label} · ${first}${last}: ${share}${r.down ? ` (${r.down === r.nodes ? "" : `${r.down} `}not connected)` : ""}`;
+  }
+
+  tell(cell) {
+    this.told.textContent = cell ? this.words(cell) : " ";
+  }
+
+  at(event) {
+    const column = Math.floor((event.offsetX - this.size.label) / this.size.w);
+    const row = Math.floor(event.offsetY / this.size.h);
+    return row >= 0 && row < this.map.rows.length && column >= 0 && column < this.map.columns.length ? [row, column] : null;
+  }
+
+  point(event) {
+    this.tell(this.at(event));
+  }
+
+  click(event) {
+    const cell = this.at(event);
+    if (cell) this.enter(cell);
+  }
+
+  /** Into the nodes and shards of a cell, as far as there is more to see. */
+  enter([row, column]) {
+    const m = this.map;
+    if (m.nodes_per_row === 1 && m.shards_per_column === 1) return this.zoom({ shard: m.columns[column] });
+    this.zoom({
+      first_node: m.first_node + row * m.nodes_per_row, nodes: m.nodes_per_row === 1 ? 1 : m.nodes_per_row,
+      first_shard: m.first_shard + column * m.shards_per_column, shards: m.shards_per_column,
+    });
+  }
+
+  key(event) {
+    const move = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1], Home: [0, -1e9], End: [0, 1e9] }[event.key];
+    if (move) {
+      const clamp = (v, n) => Math.max(0, Math.min(n - 1, v));
+      this.cursor = [clamp(this.cursor[0] + move[0], this.map.rows.length), clamp(this.cursor[1] + move[1], this.map.columns.length)];
+      this.draw();
+      this.tell(this.cursor);
+      say(this.words(this.cursor));
+    } else if (event.key === "Enter") this.enter(this.cursor);
+    else return;
+    event.preventDefault();
+  }
+
+  /** The picture with its title and legend as a PNG. */
+  save() {
+    const shape = this.shape(Math.max(1200, this.size.width));
+    const canvas = el("canvas", {});
+    const [top, bottom] = [54, 34];
+    canvas.width = shape.width * 2;
+    canvas.height = (shape.height + top + bottom) * 2;
+    const g = canvas.getContext("2d");
+    const c = colors();
+    g.scale(2, 2);
+    g.fillStyle = c.bg;
+    g.fillRect(0, 0, shape.width, shape.height + top + bottom);
+    g.fillStyle = c.ink;
+    g.font = "bold 16px system-ui, sans-serif";
+    g.fillText(`${this.map.dataset} · ${new Date().toISOString()}`, 8, 20);
+    g.font = "12px system-ui, sans-serif";
+    g.fillText(this.summary(), 8, 40);
+    this.paint(g, shape, c, top);
+    let x = 8;
+    for (const [letter, name] of STATES) {
+      drawCell(g, letter, 0, x, shape.height + top + 12, 14, 14, c);
+      g.fillStyle = c.ink;
+      g.font = "12px system-ui, sans-serif";
+      g.fillText(name, x + 20, shape.height + top + 19);
+      x += 110;
+    }
+    canvas.toBlob((blob) => {
+      const a = el("a", { href: URL.createObjectURL(blob), download: `${this.map.dataset.replace(/[^\w.@-]/g, "_")}-map.png` });
+      a.click();
+      setTimeout(() => URL.revokeObjectURL(a.href), 10_000);
+    });
+  }
+}
+
+/** What the shapes mean, drawn as they are in the map. */
+export function legend(totals) {
+  const sample = (letter) => {
+    const canvas = el("canvas", { width: 28, height: 28, class: "key", "aria-hidden": "true" });
+    const g = canvas.getContext("2d");
+    g.scale(2, 2);
+    drawCell(g, letter, 0, 0, 0, 14, 14, colors());
+    return canvas;
+  };
+  return el("ul", { class: "legend" }, ...STATES.map(([letter, name, meaning]) => el("li", { title: meaning }, sample(letter), ` ${name} ${totals[name].toLocaleString("en")}`)));
+}

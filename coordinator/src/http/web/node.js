@@ -1,0 +1,122 @@
+// One node: disk, links, what it moves, which versions it has, and where it differs from the others.
+
+import { bar, el, link, panel, state, table } from "./dom.js";
+import { bytes, count, percent, rate, span } from "./format.js";
+import { transferColumns } from "./dataset.js";
+import { alarmList } from "./overview.js";
+
+const datasetColumns = [
+  { head: "Dataset", cell: (d) => el("a", { href: link("datasets", d.dataset), "data-key": `nd-${d.dataset}` }, d.dataset) },
+  { head: "State", cell: (d) => state(d.state) },
+  { head: "Why", cell: (d) => d.reason || "–" },
+  { head: "Bytes", cell: (d) => el("div", {}, `${percent(d.bytes_ready, d.bytes_wanted)} of ${bytes(d.bytes_wanted)}`, bar(d.bytes_ready, d.bytes_wanted, `Bytes of ${d.dataset}`)) },
+  { head: "Shards", number: true, cell: (d) => `${d.shards_ready} of ${d.shards_wanted}` },
+  { head: "Pin", cell: (d) => (d.pinned ? "pinned by an operator (millstream pin)" : "–") },
+];
+
+const linkColumns = (head) => [
+  { head, cell: (l) => (l.peer === "origin" ? "origin" : el("a", { href: link("nodes", l.peer), "data-key": `${head}-${l.peer}` }, l.peer)) },
+  { head: "Rate", number: true, cell: (l) => rate(l.bytes_per_s) },
+  { head: "Orders now", number: true, cell: (l) => String(l.transfers) },
+];
+
+const measure = (c, v) =>
+  ({ bytes_per_s: () => rate(Math.round(v)), share: () => `${Math.round(100 * v)} %`, factor: () => v.toFixed(1), count: () => String(v) })[c.unit]();
+
+const comparedColumns = [
+  { head: "Measure", cell: (c) => c.what },
+  { head: "This node", number: true, cell: (c) => measure(c, c.value) },
+  { head: "Median of nodes that are up", number: true, cell: (c) => measure(c, c.median) },
+  { head: "Verdict", cell: (c) => (c.outlier ? state("warning", "stands out") : state("ok", "like the others")) },
+];
+
+function disk(d) {
+  const free = Math.max(0, d.capacity_bytes - d.used_bytes);
+  const other = Math.max(0, d.used_bytes - d.pinned_bytes - d.partial_bytes);
+  const classes = [["pinned or leased", d.pinned_bytes], ["may be evicted", other], ["on its way (partial)", d.partial_bytes], ["free of the quota", free]];
+  return el(
+    "div",
+    {},
+    el("p", {}, `${bytes(d.used_bytes)} of ${bytes(d.capacity_bytes)} (${percent(d.used_bytes, d.capacity_bytes)})`),
+    bar(d.used_bytes, d.capacity_bytes, "Disk used"),
+    el("dl", { class: "facts" }, ...classes.flatMap(([name, n]) => [el("dt", {}, name), el("dd", {}, bytes(n))])),
+  );
+}
+
+function facts(n) {
+  const labels = Object.entries(n.labels).map(([k, v]) => `${k}=${v}`).join(", ");
+  const rows = [
+    ["Address", el("code", {}, n.address || "–")],
+    ["Its own metrics", n.http ? el("code", {}, `http://${n.http}/metrics`) : "–"],
+    ["Labels", labels || "none"],
+    ["Carriers", n.transports.join(", ") || "–"],
+    ["I/O engine", `${n.io || "–"}${n.io_reason ? ` (${n.io_reason})` : ""}`],
+    ["Agent", n.agent_version || "–"],
+    ["Receives", rate(n.rate_bytes_per_s.in)],
+    ["Sends", rate(n.rate_bytes_per_s.out)],
+    ["Received in all", `S3 ${bytes(n.received_bytes.origin)} · RDMA ${bytes(n.received_bytes.rdma)} · TCP ${bytes(n.received_bytes.tcp)}`],
+    ["Sent in all", `RDMA ${bytes(n.sent_bytes.rdma)} · TCP ${bytes(n.sent_bytes.tcp)}`],
+    ["Ordered, not done", bytes(n.outstanding_bytes)],
+    ["Checksum failures", String(n.checksum_failures)],
+  ];
+  return el("dl", { class: "facts" }, ...rows.flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, value)]));
+}
+
+/** The same words again and again are one line with a count. */
+function errors(list) {
+  const counts = new Map();
+  for (const text of list) counts.set(text, (counts.get(text) || 0) + 1);
+  return [...counts].map(([text, n]) => ({ text, n }));
+}
+
+export const node = {
+  menu: "nodes",
+  title: ({ argument }) => argument,
+  cli: ({ argument }) => `millstream status --watch --node ${argument}`,
+  sections: ({ argument }) => {
+    const base = `nodes/${encodeURIComponent(argument)}`;
+    const about = (render) => ({ watches: [base], render });
+    return [
+      about(([n]) => {
+        const heard = n.last_seen_s === null ? "never heard of" : n.state === "up" ? "heard of within the last seconds" : `silent for ${span(Math.round(n.last_seen_s))}`;
+        const tone = { up: "ok", suspect: "waiting", down: "error" }[n.state];
+        return el("p", { class: `headline ${tone}`, id: "headline" }, state(n.state, `${n.state} · ${heard}`));
+      }),
+      about(([n], context) => (n.alarms.length ? panel(`Alarms (${n.alarms.length})`, { id: "alarms", json: base }, alarmList(n.alarms, context)) : el("span", { hidden: true }))),
+      { ...about(([n]) => [panel("Disk", { id: "disk", json: base }, disk(n.disk)), panel("Facts", { id: "facts", json: base }, facts(n))]), class: "two" },
+      about(([n]) => panel("Datasets here", { id: "datasets", json: base }, table("Datasets on this node", datasetColumns, n.datasets, { empty: "Nothing is here, and nothing is to come.", key: (d) => d.dataset }))),
+      {
+        ...about(([n]) => [
+          panel("Fed by", { id: "links-in", json: base }, table("Fed by", linkColumns("From"), n.links_in, { empty: "Nobody sends to it now." })),
+          panel("Feeds", { id: "links-out", json: base }, table("Feeds", linkColumns("To"), n.links_out, { empty: "It sends to nobody now." })),
+        ]),
+        class: "two",
+      },
+      about(([n]) => panel("Moving now", { id: "transfers", json: base }, table("Transfers", transferColumns, n.transfers, { empty: "Nothing moves." }))),
+      about(([n]) => panel("Compared with the others", { id: "compared", json: base }, table("Compared", comparedColumns, n.compared, {}))),
+      about(([n]) =>
+        panel(
+          "Fallbacks",
+          { id: "fallbacks", json: base },
+          table("Fallbacks", [
+            { head: "Instead of", cell: (f) => f.from },
+            { head: "It uses", cell: (f) => f.to },
+            { head: "Because", cell: (f) => f.reason },
+            { head: "Times", number: true, cell: (f) => String(f.count) },
+          ], n.fallbacks, { empty: "None: everything works as it was meant to." }),
+        ),
+      ),
+      about(([n]) =>
+        panel(
+          "Last errors",
+          { id: "errors", json: base },
+          table("Last errors", [
+            { head: "Error", cell: (e) => e.text },
+            { head: "Times", number: true, cell: (e) => String(e.n) },
+          ], errors(n.last_errors), { empty: "None." }),
+        ),
+      ),
+      { render: () => el("p", {}, el("a", { href: link("events", "", { node: argument }) }, `Events about ${argument}`)) },
+    ];
+  },
+};

@@ -1,0 +1,267 @@
+"""The page during a real stage: it says what `status --json` says, filters, links, survives a restart."""
+
+import json
+import re
+import urllib.request
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from cluster import until
+from playwright.sync_api import expect
+
+DATASET = "tiles@v1"
+SHARDS, SHARD_BYTES = 120, 200_000
+EVIL = "<img src=x onerror=alert(1)>&amp;.tar"
+
+
+@pytest.fixture(scope="module")
+def cluster(make_cluster):
+    cluster = make_cluster({name: {} for name in ["node1", "node2", "node3"]})
+    cluster.put("tiles", SHARDS - 1, SHARD_BYTES)
+    cluster.put("tiles", 1, SHARD_BYTES, first_seed=900, name=EVIL)
+    cluster.add(DATASET, "tiles")
+    return cluster
+
+
+@pytest.fixture(scope="module")
+def halfway(cluster):
+    """A stage that stands still in the middle: the origin sends next to nothing any more."""
+    cluster.rate(4 << 20)
+    cluster.cli("stage", DATASET)
+    wanted = 3 * SHARDS * SHARD_BYTES
+
+    def ready():
+        return sum(n["bytes_ready"] for n in cluster.status()["datasets"][0]["nodes"])
+
+    until("a quarter of all bytes has arrived", lambda: ready() > wanted / 4)
+    cluster.rate(1)
+    until("nothing moves any more", lambda: settled(cluster))
+    assert ready() < wanted, "it was over before it could be looked at"
+    yield cluster
+    cluster.rate(None)
+
+
+def settled(cluster):
+    """The same twice, a second apart by the coordinator's own clock."""
+    first = cluster.status()
+    later = first
+    while later["coordinator"]["uptime_s"] < first["coordinator"]["uptime_s"] + 1.5:
+        later = cluster.status()
+    return figures(first) == figures(later)
+
+
+def figures(status):
+    nodes = [(n["node"], n["state"], n["disk"]["used_bytes"], n["received_bytes"]) for n in status["nodes"]]
+    replicas = [(d["name"], n["node"], n["state"], n["bytes_ready"], n["shards_ready"]) for d in status["datasets"] for n in d["nodes"]]
+    stages = [(s["id"], s["state"], s["bytes_ready"], s["origin_bytes"]) for s in status["stages"]]
+    return nodes, replicas, stages
+
+
+def size(n):
+    for unit in ["B", "KiB", "MiB", "GiB"]:
+        if n < 1024 or unit == "GiB":
+            return f"{round(n)} {unit}" if unit == "B" or n >= 100 else f"{n:.1f} {unit}"
+        n /= 1024
+
+
+def cells(page, panel):
+    """The rows of a panel's table as {head: text}."""
+    rows = page.locator(f"#{panel} tbody tr")
+    heads = page.locator(f"#{panel} thead th").all_inner_texts()
+    return [dict(zip(heads, row.locator("th, td").all_inner_texts())) for row in rows.all()]
+
+
+def compare(page, cluster):
+    """What the page says equals what `status --json` says. Only meaningful while nothing moves."""
+    status = cluster.status()
+    dataset = status["datasets"][0]
+    ready = [n for n in dataset["nodes"] if n["state"] == "ready"]
+    page.goto(cluster.url + "#/")
+    expect(page.locator("#datasets tbody tr")).to_have_count(1)
+    verdict = f"ready on {len(ready)} of {len(dataset['nodes'])} nodes"
+    expect(page.locator("#datasets")).to_contain_text(verdict)
+    expect(page.locator("#headline")).to_contain_text(verdict if len(ready) < 3 else "is ready")
+    row = cells(page, "datasets")[0]
+    assert row["Shards"] == str(dataset["shards"]) and row["Size"] == size(dataset["bytes"])
+    stage = status["stages"][-1]
+    row = cells(page, "stages")[0]
+    assert row["Stage"] == str(stage["id"]) and row["Dataset"] == stage["dataset"]
+    share = 100 * stage["bytes_ready"] // stage["bytes_total"]
+    assert f"{stage['state']} · {share} % of {size(stage['bytes_total'])}" in row["Progress"]
+    assert row["S3 ÷ dataset"] == f"{stage['origin_bytes'] / dataset['bytes']:.2f}"
+    page.goto(cluster.url + f"#/datasets/{DATASET}")
+    expect(page.locator("#nodes tbody tr")).to_have_count(3)
+    shown = {row["Node"]: row for row in cells(page, "nodes")}
+    for node in dataset["nodes"]:
+        row = shown[node["node"]]
+        assert node["state"] in row["State"]
+        assert row["Shards"] == f"{node['shards_ready']} of {node['shards_wanted']}"
+        assert f"{100 * node['bytes_ready'] // node['bytes_wanted']} % of {size(node['bytes_wanted'])}" in row["Bytes"]
+    legend = page.locator("#map .legend").inner_text()
+    counted = sum(n["shards_ready"] for n in dataset["nodes"])
+    assert f" ready {counted}" in legend, legend
+    page.goto(cluster.url + "#/nodes")
+    expect(page.locator("#list tbody tr")).to_have_count(3)
+    for row in cells(page, "list"):
+        node = next(n for n in status["nodes"] if n["node"] == row["Node"])
+        assert node["state"] in row["State"] and size(node["disk"]["used_bytes"]) in row["Disk"]
+        assert row["From S3"] == size(node["received_bytes"]["origin"])
+        assert row["From peers"] == size(node["received_bytes"]["tcp"] + node["received_bytes"]["rdma"])
+    assert figures(cluster.status()) == figures(status), "it moved while it was compared"
+
+
+def test_in_the_middle_the_page_says_what_status_says(halfway, open_page):
+    compare(open_page(halfway), halfway)
+
+
+VIEWS = {
+    "overview": "#/",
+    "datasets": "#/datasets",
+    "dataset": f"#/datasets/{DATASET}",
+    "nodes": "#/nodes",
+    "node": "#/nodes/node1",
+    "jobs": "#/jobs",
+    "events": "#/events",
+}
+
+
+def shown(page):
+    """Everything that the view asked for is there."""
+    expect(page.locator("main")).not_to_contain_text("Loading")
+    expect(page.locator("main .wrong")).to_have_count(0)
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 390])
+def test_every_view_is_accessible_and_fits(halfway, open_page, shots, width, dark):
+    page = open_page(halfway, width=width, dark=dark)
+    for name, path in VIEWS.items():
+        page.goto(halfway.url + path)
+        shown(page)
+        overflow = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+        assert overflow <= 0, f"{name} is {overflow} pixels wider than {width}"
+        shots(page, f"{name}-{width}-{'dark' if dark else 'light'}")
+        found = Axe().run(page)
+        serious = [v for v in found.response["violations"] if v["impact"] in ("serious", "critical")]
+        assert not serious, json.dumps([(v["id"], [n["html"][:200] for n in v["nodes"][:3]]) for v in serious], indent=1)
+
+
+def test_filters_pages_and_deep_links(halfway, open_page):
+    page = open_page(halfway, f"#/datasets/{DATASET}?order=key&q=shard-00")
+    shards = page.locator("#shards")
+    expect(shards.locator(".count")).to_have_text(f"showing 1–50 of 100 that match ({SHARDS} in all)")
+    expect(shards.locator("tbody tr").first).to_contain_text("shard-0000.tar")
+    shards.get_by_role("button", name="next shards").click()
+    expect(shards.locator(".count")).to_have_text(f"showing 51–100 of 100 that match ({SHARDS} in all)")
+    expect(shards.locator("tbody tr").first).to_contain_text("shard-0050.tar")
+    assert "offset=50" in page.url
+    # The link shows the same to somebody else.
+    other = open_page(halfway, page.url.split("/", 3)[3])
+    expect(other.locator("#shards tbody tr").first).to_contain_text("shard-0050.tar")
+    # Typing filters, keeps the focus and the text, and ends up in the link.
+    box = page.get_by_label("Filter shards by name")
+    box.fill("")
+    box.press_sequentially("shard-0007", delay=20)
+    expect(shards.locator("tbody tr")).to_have_count(1)
+    expect(box).to_be_focused()
+    expect(box).to_have_value("shard-0007")
+    page.wait_for_url(re.compile("q=shard-0007"))
+    page.get_by_label("Show shards in state").select_option("bad")
+    expect(shards.locator(".count")).to_contain_text("showing 0 of 0")
+    # Back goes back.
+    page.go_back()
+    expect(shards.locator("tbody tr")).to_have_count(1)
+
+
+def test_the_map_by_keyboard_as_a_table_and_as_a_picture(halfway, open_page):
+    page = open_page(halfway, f"#/datasets/{DATASET}")
+    canvas = page.locator("canvas.map")
+    expect(canvas).to_have_attribute("aria-label", re.compile(f"3 nodes by {SHARDS} shards: ready [0-9]+"))
+    canvas.focus()
+    canvas.press("ArrowDown")
+    canvas.press("ArrowRight")
+    expect(page.locator("#said")).to_contain_text("node2 · ")
+    page.get_by_text("The map as a table").click()
+    rows = page.locator("#map tbody tr")
+    expect(rows).to_have_count(3)
+    for row in rows.all():
+        counts = [int(text) for text in row.locator("td").all_inner_texts()]
+        assert sum(counts) == SHARDS, counts
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Save picture").click()
+    assert download.value.suggested_filename == "tiles@v1-map.png"
+    with open(download.value.path(), "rb") as picture:
+        assert picture.read(8) == b"\x89PNG\r\n\x1a\n"
+    # Enter goes to the shard under the cursor.
+    canvas.focus()
+    canvas.press("Home")
+    canvas.press("Enter")
+    expect(page.locator("#shards tbody tr")).to_have_count(1)
+
+
+def test_text_from_outside_stays_text(halfway, open_page):
+    page = open_page(halfway, f"#/datasets/{DATASET}?q=img&order=key")
+    expect(page.locator("#shards tbody tr").first).to_contain_text(EVIL)
+    assert page.locator("main img").count() == 0
+    page.goto(halfway.url + "#/nodes/%3Cimg%20src=x%3E")
+    expect(page.locator("main .wrong").first).to_contain_text("no node")
+    assert page.locator("main img").count() == 0
+
+
+def test_the_command_line_and_the_json_behind_are_one_click_away(halfway, open_page):
+    page = open_page(halfway, f"#/datasets/{DATASET}")
+    page.locator("#cli").click()
+    assert page.evaluate("navigator.clipboard.readText()") == f"millstream status {DATASET} --watch"
+    shown(page)
+    for href in page.locator("a.json").evaluate_all("links => links.map(a => a.href)"):
+        with urllib.request.urlopen(href, timeout=10) as answer:
+            assert answer.status == 200 and json.load(answer) is not None
+
+
+def test_the_description_names_every_path_that_the_page_uses(halfway, open_page):
+    page = open_page(halfway, "#/")
+    asked = set()
+    page.on("request", lambda r: asked.add(r.url))
+    for path in VIEWS.values():
+        page.goto(halfway.url + path)
+        shown(page)
+    with urllib.request.urlopen(halfway.url + "api/v1/openapi.json", timeout=10) as answer:
+        described = json.load(answer)["paths"]
+    patterns = [re.compile("^" + re.sub(r"\{\w+\}", "[^/]+", p) + "$") for p in described]
+    for url in asked:
+        assert url.startswith(halfway.url), f"{url} is elsewhere"
+        path = "/" + url[len(halfway.url) :].split("?")[0]
+        if path.startswith("/api/"):
+            assert any(p.match(path) for p in patterns), f"{path} is not described"
+
+
+def test_a_restart_of_the_coordinator_is_said_and_survived(halfway, open_page):
+    page = open_page(halfway, "#/events", quiet=False)
+    expect(page.locator("#list tbody")).to_contain_text(f"of {DATASET} on 3 nodes")
+    before = page.locator("#list tbody").inner_text()
+    halfway.coordinator.kill()
+    expect(page.locator("#live")).to_have_attribute("data-state", "gone")
+    expect(page.locator("#gone")).to_contain_text("does not answer")
+    # What was there stays, marked as old.
+    expect(page.locator("#list tbody")).to_contain_text(f"of {DATASET} on 3 nodes")
+    halfway.coordinator.start()
+    expect(page.locator("#live")).to_have_attribute("data-state", "live")
+    expect(page.locator("#gone")).to_be_hidden()
+    began = page.locator("#list tbody tr", has_text="coordinator head")
+    expect(began).to_have_count(2)
+    assert "added tiles@v1" in before
+    expect(page.locator("#list tbody")).to_contain_text("added tiles@v1")
+
+
+def test_at_the_end_the_page_says_what_status_says(halfway, open_page, shots):
+    halfway.rate(None)
+    halfway.cli("wait", DATASET, "--nodes", "all", "--timeout", "60s")
+    until("nothing moves any more", lambda: settled(halfway))
+    page = open_page(halfway)
+    compare(page, halfway)
+    page.goto(halfway.url + "#/")
+    expect(page.locator("#headline")).to_contain_text("everything that was staged is ready")
+    shots(page, "overview-ready")
+    page.goto(halfway.url + f"#/datasets/{DATASET}")
+    expect(page.locator("#map .legend")).to_contain_text(f"ready {3 * SHARDS}")
+    shots(page, "dataset-ready")
