@@ -128,6 +128,10 @@ impl ClientService for Scripted {
         Err(Status::unimplemented("no verb of these tests asks for a job"))
     }
 
+    async fn view(&self, _: Request<ViewRequest>) -> Result<Response<ViewReply>, Status> {
+        Err(Status::unimplemented("no verb of these tests asks for a view"))
+    }
+
     async fn verify(&self, r: Request<VerifyDatasetRequest>) -> Result<Response<Self::VerifyStream>, Status> {
         let failure = Failure { kind: "mismatch".into(), key: "a.tar".into(), ..Failure::default() };
         let failures = if r.into_inner().dataset == "rotten" { vec![failure] } else { vec![] };
