@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -153,6 +154,16 @@ class Cluster:
         with urllib.request.urlopen(request, timeout=30) as reply:
             text = reply.read()
         return json.loads(text) if text else None
+
+    @contextlib.contextmanager
+    def stalled(self, name: str) -> Iterator[None]:
+        """Meanwhile the origin accepts reads of a dataset and sends nothing."""
+        fault = {"key": f"data/{name}/*", "request": "get", "kind": {"type": "stall", "bytes": 0}}
+        found = self.control("POST", "/faults", fault)
+        try:
+            yield
+        finally:
+            self.control("DELETE", f"/faults/{found['id']}")
 
     def stop(self) -> None:
         for daemon in [*self.agents, self.coordinator, self.s3]:

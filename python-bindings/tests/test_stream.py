@@ -193,11 +193,38 @@ def test_a_decoder_that_fails_is_named(numbers: millstream.Dataset) -> None:
         list(stream(numbers, decode=lambda path: 1 / 0, samples=10))
 
 
-def test_a_shard_that_is_not_here_is_waited_for_and_named(cluster: Cluster) -> None:
-    ds = cluster.add("elsewhere", number_shards(2, 2))
-    with pytest.raises(millstream.NotReadyError, match="train-00") as caught:
-        list(stream(ds, samples=2, timeout=0.3))
-    assert len(caught.value.missing) == 1
+def test_a_shard_that_does_not_come_is_waited_for_and_named(cluster: Cluster) -> None:
+    with cluster.stalled("elsewhere"):
+        ds = cluster.add("elsewhere", number_shards(2, 2))
+        with pytest.raises(millstream.NotReadyError, match="train-00"):
+            list(stream(ds, samples=2, timeout=0.3))
+
+
+def test_the_agent_is_told_what_comes_and_what_was_read(
+    numbers: millstream.Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = stream(numbers, lanes=2, prefetch=3)
+    if "reader" not in numbers._wire.features():
+        pytest.fail("this agent does not offer the reader operation")
+    said: list[dict[str, Any]] = []
+    real = numbers._wire.ask
+
+    def spy(connection: Any, thing: str, request: Any) -> Any:
+        reply = real(connection, thing, request)
+        said.append(request)
+        assert reply["announced"] == len(request["upcoming"])
+        return reply
+
+    monkeypatch.setattr(numbers._wire, "ask", spy)
+    order = data.order()
+    uses = list(dict.fromkeys(data.keys[order.at(p)[0]] for p in range(len(order))))
+    assert len(list(data)) == TOTAL
+    assert said[0]["upcoming"] == uses[:5] and said[0]["finished"] == []
+    assert said[-1]["upcoming"] == []
+    # Everything is finished once, and nothing that is still needed.
+    finished = [key for request in said for key in request["finished"]]
+    assert sorted(finished) == sorted(uses)
+    assert all(not set(r["finished"]) & set(r["upcoming"]) for r in said)
 
 
 def test_streams_pickle(numbers: millstream.Dataset) -> None:

@@ -154,18 +154,24 @@ def test_a_decoder_that_fails_in_a_worker_is_named(numbers: millstream.Dataset) 
         list(loader)
 
 
-def test_what_is_not_here_is_an_error_in_workers(cluster: Cluster) -> None:
-    ds = cluster.add("torch-absent", number_shards(2, 2))
-    loader = DataLoader(dataset(ds, samples=2, timeout=0.3), batch_size=1, num_workers=2)
-    with pytest.raises(millstream.NotReadyError, match="train-00"):
-        list(loader)
+def test_what_does_not_come_is_an_error_in_workers(cluster: Cluster) -> None:
+    with cluster.stalled("torch-absent"):
+        ds = cluster.add("torch-absent", number_shards(2, 2))
+        loader = DataLoader(dataset(ds, samples=2, timeout=0.3), batch_size=1, num_workers=2)
+        with pytest.raises(millstream.NotReadyError, match="train-00"):
+            list(loader)
 
 
 def test_ctrl_c_with_workers(cluster: Cluster, numbers: millstream.Dataset) -> None:
     """Interrupted while workers wait for a shard that never comes: main and workers end."""
+    with cluster.stalled("torch-never"):
+        cluster.add("torch-never", number_shards(2, 2))
+        _interrupt_loader_with_workers(cluster)
+
+
+def _interrupt_loader_with_workers(cluster: Cluster) -> None:
     import subprocess
 
-    cluster.add("torch-never", number_shards(2, 2))
     code = """
 import millstream, os, signal, sys
 from torch.utils.data import DataLoader

@@ -141,12 +141,30 @@ class Wire:
 
     def lease(self, thing: str, dataset: str) -> Connection:
         """A connection of its own that holds a lease; closing it releases the lease."""
-        connection = self._connect()
-        reply = self._exchange(connection, {"op": "lease", "dataset": dataset}, self.timeout)
-        if reply.get("ok") is not True:
-            connection.close()
-            raise from_reply(thing, reply)
+        connection = self.connection()
+        self.ask(connection, thing, {"op": "lease", "dataset": dataset})
         return connection
+
+    def connection(self) -> Connection:
+        """A connection of its own, for what the agent holds as long as it is open. Raises `AgentUnavailableError`."""
+        try:
+            return self._connect()
+        except _Broken as broken:
+            raise self._unreachable("agent", str(broken)) from None
+
+    def ask(self, connection: Connection, thing: str, request: Mapping[str, Any]) -> Reply:
+        """One question over such a connection, tried once; it is closed when it does not answer."""
+        try:
+            reply = self._exchange(connection, request, self.timeout)
+        except TimeoutError:
+            raise NotReadyError(f"{thing}: the agent at {self.socket()} gave no answer within {self.timeout:.0f} s") from None
+        except OSError as error:
+            if isinstance(error, MillstreamError):
+                raise
+            raise self._unreachable(thing, f"the connection broke: {error}") from None
+        if reply.get("ok") is not True:
+            raise from_reply(thing, reply)
+        return reply
 
     def close(self) -> None:
         """Closes this thread's connection, and ends the use of a local agent."""

@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 import time
-import uuid
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,7 +22,7 @@ from typing import Any, Generic, Literal, NamedTuple, TypeVar, cast
 
 from millstream._dataset import Dataset
 from millstream._errors import AgentUnavailableError, DecodeError, MillstreamError, NotReadyError, UsageError
-from millstream._millstream import ORDER_VERSION, Order, Share, Tar
+from millstream._millstream import ORDER_VERSION, Connection, Order, Share, Tar
 
 Sample = TypeVar("Sample")
 State = dict[str, Any]
@@ -69,7 +69,8 @@ class ShardStream(Generic[Sample]):
     `rank`, `world_size`: this process's place, by default from `RANK` and `WORLD_SIZE`. Every rank gets the same number
     of samples; `uneven` says what becomes of a remainder: `"drop"` (fewer samples than ranks) or `"repeat"`.
 
-    `timeout`: seconds that one shard is waited for. `prefetch`: shards that the agent is told ahead of time.
+    `timeout`: seconds that one shard is waited for. `prefetch`: shards that the agent is told ahead of
+    those in use, so that with placement `window` they come before they are asked for, and go when they were read.
     """
 
     def __init__(
@@ -121,7 +122,6 @@ class ShardStream(Generic[Sample]):
         self._at: Place | None = None
         self._finished = False
         self._resumed = False
-        self._reader = uuid.uuid4().hex[:12]
 
     # ------------------------------------------------------------ what there is
 
@@ -265,12 +265,17 @@ class ShardStream(Generic[Sample]):
     def _samples_of(self, share: Share) -> Iterator[Sample]:
         sources: OrderedDict[int, Sequence[Any]] = OrderedDict()
         keys, transform, most = self.keys, self.transform, self.lanes + 1
-        announce = self._announcer()
+        announcer = Announcer(self.dataset)
+        opened: set[str] = set()
         for start in range(self._taken, len(share), CHUNK):
             for offset, (shard, index) in enumerate(share.take(start, CHUNK)):
                 source = sources.get(shard)
                 if source is None:
-                    announce([keys[s] for s in share.upcoming(start + offset, self.prefetch)])
+                    # Each lane has a shard in use; what comes after those is to be fetched ahead.
+                    ahead = [keys[s] for s in share.upcoming(start + offset, self.lanes + self.prefetch)]
+                    announcer.say(ahead, opened.difference(ahead))
+                    opened.intersection_update(ahead)
+                    opened.add(keys[shard])
                     source = sources[shard] = self._decoded(keys[shard])
                     self._check(shard, source)
                     if len(sources) > most:
@@ -286,7 +291,8 @@ class ShardStream(Generic[Sample]):
                 self._taken += 1
                 yield sample
         self._finished = True
-        announce([])
+        announcer.say([], opened)
+        announcer.close()
 
     def _decoded(self, key: str) -> Sequence[Any]:
         """The samples of a shard, waiting for it as long as it takes, at most `timeout`."""
@@ -317,30 +323,6 @@ class ShardStream(Generic[Sample]):
         words = f"{where}: the decoder failed: {type(error).__name__}: {error} (the bytes are verified)"
         return DecodeError(words, shard=key, sample=sample)
 
-    def _announcer(self) -> Callable[[list[str]], None]:
-        """Tells the agent what this reader needs next, where the agent wants to know. Only advice: reading goes on
-        without it."""
-        wire = self.dataset._wire
-        try:
-            wanted = "reader" in wire.features()
-        except AgentUnavailableError:
-            wanted = False
-        if not wanted:
-            return lambda _keys: None
-
-        def announce(keys: list[str]) -> None:
-            request = {"op": "reader", "dataset": self.dataset.ref, "reader": self._reader_name(), "position": keys}
-            try:
-                wire.call(self.dataset.ref, request)
-            except (AgentUnavailableError, NotReadyError):
-                pass
-
-        return announce
-
-    def _reader_name(self) -> str:
-        at = self._at or self._place()
-        return f"{self._reader}-{at.rank}-{at.worker}"
-
     # --------------------------------------------------------------- places
 
     def _place(self) -> Place:
@@ -365,6 +347,39 @@ class ShardStream(Generic[Sample]):
         rank, world = self._rank_and_world()
         how = f"shuffled by {self.seed}" if self.shuffle else "in order"
         return f"<{type(self).__name__} of {self.dataset.ref}, {how}, epoch {self._epoch}, rank {rank} of {world}>"
+
+
+class Announcer:
+    """Tells the agent what a reader needs next and what it has read, where the agent wants to know. Only advice: reading
+    goes on without it.
+
+    A reader lives as long as its connection: this one is its own, and is closed when the iteration is over or dropped.
+    """
+
+    def __init__(self, dataset: Dataset) -> None:
+        self._dataset = dataset
+        self._connection: Connection | None = None
+
+    def say(self, upcoming: list[str], finished: set[str]) -> None:
+        """One announcement."""
+        ref, wire = self._dataset.ref, self._dataset._wire
+        request = {"op": "reader", "dataset": ref, "reader": "stream", "upcoming": upcoming, "finished": sorted(finished)}
+        try:
+            if "reader" not in wire.features():
+                return
+            if self._connection is None or not self._connection.is_open:
+                self._connection = wire.connection()
+            wire.ask(self._connection, ref, request)
+        except (AgentUnavailableError, NotReadyError):
+            pass  # it is away, or the version is not staged here: shards are then asked for one by one
+        except MillstreamError as error:
+            warnings.warn(f"{ref}: shards are not fetched ahead: {error}", RuntimeWarning, stacklevel=2)
+
+    def close(self) -> None:
+        """The reader is done."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
 
 
 def _sequence(samples: Iterable[Any]) -> Sequence[Any]:
