@@ -56,7 +56,7 @@ export class Throughput {
       legend: { show: false },
       cursor: { drag: { x: false, y: false } },
       scales: { x: { time: true }, y: { range: (u, min, max) => [0, Math.max(max * 1.1, 1024)] } },
-      axes: [axis, { ...axis, size: 74, values: (u, ticks) => ticks.map((v) => (v ? `${bytes(v)}/s` : "0")) }],
+      axes: [axis, { ...axis, size: 88, values: (u, ticks) => ticks.map((v) => (v ? `${bytes(v)}/s` : "0")) }],
       series: [{}, ...SOURCES.map(line)],
       // The fill of each is down to the one below it.
       bands: [{ series: [2, 1] }, { series: [3, 2] }],
