@@ -173,7 +173,8 @@ async fn a_stream_sends_all_and_then_what_changed() {
     assert_eq!((list[0].0.as_str(), &list[0].1["document"]["total"]), ("document", &0.into()));
     assert_eq!(list[1].0, "patch");
     let mut document = list[0].1["document"].clone();
-    json_patch::patch(&mut document, &serde_json::from_value(list[1].1["patch"].clone()).unwrap()).unwrap();
+    let patch: json_patch::Patch = serde_json::from_value(list[1].1["patch"].clone()).unwrap();
+    json_patch::patch(&mut document, &patch).unwrap();
     assert_eq!((&document["total"], &document["items"][0]["dataset"]), (&1.into(), &"d@v1".into()));
     assert_eq!(of("datasets/d@v1")[0].1["status"], 404);
     // Streams end with the coordinator.
