@@ -26,7 +26,7 @@ test-fast: fmt-check scripts-check clippy doc-test unit test-python ## without t
 
 test-slurm: build-deps ## jobs on a real slurmctld with three slurmd on this machine (root)
 	scripts/apt-install munge python3 slurm-client slurm-wlm-basic-plugins slurmctld slurmd
-	MILLSTREAM_SLURM_VERSION=$$(srun --version | cut -d' ' -f2) $(CARGO) build --locked -p millstream -p millstream-spank
+	MILLSTREAM_SLURM_VERSION=$$(slurmd -V | cut -d' ' -f2) $(CARGO) build --locked -p millstream -p millstream-spank
 	deploy/slurm/test/run.py --binary $(TARGET)/debug/millstream --plugin $(TARGET)/debug/libmillstream_spank.so
 
 test-deploy: build-deps ## units, packages in a chroot, alert rules, dashboard, chart (root)

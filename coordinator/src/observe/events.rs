@@ -205,7 +205,10 @@ pub(crate) struct Events {
 impl Events {
     /// Takes back what was kept. Lines that are no events are left out.
     pub(crate) fn restore(&mut self, lines: &[String]) {
-        for line in lines.iter().filter_map(|l| serde_json::from_str::<Line>(l).ok()) {
+        let mut lines: Vec<Line> = lines.iter().filter_map(|l| serde_json::from_str(l).ok()).collect();
+        // A line that goes with another change is kept with that, which may be after younger ones.
+        lines.sort_by_key(|line| line.n);
+        for line in lines {
             let sequence = line.n.max(self.next);
             let at_unix_ms = if line.ms == 0 { line.at_unix_s.saturating_mul(1_000) } else { line.ms };
             let Line { severity, kind, what: text, dataset, node, .. } = line;
@@ -255,7 +258,7 @@ mod tests {
         let telling = |i: i64| Telling::new(Kind::Staged, Severity::Warning, format!("t{i}")).dataset("d@v1").node("n");
         let lines: Vec<String> = (0..3).map(|i| events.tell(1_000 + i, telling(i))).collect();
         let mut again = Events::default();
-        again.restore(&lines);
+        again.restore(&[lines[1].clone(), lines[0].clone(), lines[2].clone()]);
         assert!(events.newest().eq(again.newest()));
         again.tell(2_000, telling(3));
         assert_eq!(again.newest().next().map(|e| e.sequence), Some(3), "numbers go on after a restart");
