@@ -10,7 +10,7 @@ NEXTEST_PROFILE ?= default
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 RESULTS := benches/results
 
-.PHONY: help demo test test-fast test-python test-rdma test-slurm test-deploy test-web build-deps build fmt lint fmt-check clippy unit doc-test \
+.PHONY: help demo test test-fast test-python test-rdma test-slurm test-deploy test-web build-deps dev build fmt lint fmt-check clippy unit doc-test \
         scripts-check deny bench bench-cluster \
         bench-single bench-sim bench-transport bench-web release clean-results
 
@@ -24,16 +24,16 @@ test: test-fast test-web test-slurm test-deploy test-rdma ## everything; the las
 
 test-fast: fmt-check scripts-check clippy doc-test unit test-python ## without the lanes that need a browser, Slurm or a virtual machine
 
-test-slurm: build-deps ## jobs on a real slurmctld with three slurmd on this machine (root)
+test-slurm: dev ## jobs on a real slurmctld with three slurmd on this machine (root)
 	scripts/apt-install munge python3 slurm-client slurm-wlm-basic-plugins slurmctld slurmd
-	MILLSTREAM_SLURM_VERSION=$$(slurmd -V | cut -d' ' -f2) $(CARGO) build --locked -p millstream -p millstream-spank
+	MILLSTREAM_SLURM_VERSION=$$(slurmd -V | cut -d' ' -f2) $(CARGO) build --locked -p millstream-spank
 	deploy/slurm/test/run.py --binary $(TARGET)/debug/millstream --plugin $(TARGET)/debug/libmillstream_spank.so
 
-test-deploy: build-deps ## units, packages in a chroot, alert rules, dashboard, chart (root)
+test-deploy: dev ## units, packages in a chroot, alert rules, dashboard, chart (root)
 	scripts/apt-install systemd prometheus mmdebstrap python3 python3-venv
 	scripts/python-env kubernetes-validate jsonschema pyyaml
 	.venv/bin/python deploy/test/check.py
-	$(CARGO) build --locked -p millstream -p millstream-spank
+	$(CARGO) build --locked -p millstream-spank
 	deploy/debian/build $(TARGET)/debug $(TARGET)/debs
 	deploy/test/packages $(TARGET)/debs
 
@@ -42,6 +42,10 @@ test-rdma: build-deps ## RDMA over soft-RoCE, in virtual machines (software emul
 
 build-deps: # what the verbs wall needs to build; nothing of it is needed to run
 	@scripts/apt-install libibverbs-dev librdmacm-dev libclang-dev pkg-config
+
+# The lanes take the binary of this build: one with `-p` has other features of the dependencies, and builds them again.
+dev: build-deps
+	$(CARGO) nextest run --workspace --locked --no-run
 
 build: build-deps ## the binary, dev profile: target/debug/millstream
 	$(CARGO) build -p millstream
@@ -59,20 +63,20 @@ fmt-check:
 
 clippy: build-deps
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
-	$(CARGO) clippy --locked -p millstream-rdma --test soft_roce -p millstream-agent --test rdma_carrier -p millstream --test rdma -- -D warnings
+	$(CARGO) clippy --workspace --locked --test soft_roce --test rdma_carrier --test rdma -- -D warnings
 
 scripts-check:
 	@for f in scripts/demo scripts/apt-install scripts/python-env scripts/rdma-vm scripts/rdma-guest scripts/test-rdma scripts/test-python scripts/python-wheel .ci/run benches/macro/*.sh deploy/debian/build deploy/test/packages; do bash -n "$$f"; done
 	@python3 -c 'import ast, pathlib, sys; [ast.parse(pathlib.Path(p).read_text(), p) for p in sys.argv[1:]]' \
 	    scripts/*.py benches/macro/*.py tests/web/*.py deploy/slurm/test/*.py deploy/test/*.py deploy/grafana/*.py
 
-test-python: ## the Python package: its wheel in fresh environments, against real daemons
+test-python: dev ## the Python package: its wheel in fresh environments, against real daemons
 	scripts/test-python
 
 unit: build-deps ## unit, property, simulation and integration tests
 	$(CARGO) nextest run --workspace --locked --profile $(NEXTEST_PROFILE)
 
-test-web: build ## the status page in a real Chromium, its API under schemathesis (pictures in target/web-shots)
+test-web: dev ## the status page in a real Chromium, its API under schemathesis (pictures in target/web-shots)
 	scripts/apt-install chromium fonts-dejavu-core
 	scripts/python-env pytest playwright axe-playwright-python schemathesis pyte
 	.venv/bin/python -m pytest -q -p no:cacheprovider tests/web $(WEB_TESTS)
