@@ -207,7 +207,7 @@ fn verify_finds_a_flipped_bit_and_it_is_repaired_from_a_peer() {
     let cluster = with_shards(Cluster::start(2));
     cluster.stage_and_wait();
     let read = cluster.origin_bytes();
-    cluster.expect_damage();
+    cluster.stop_watching();
     flip_a_byte(&cluster, 0, "shard-3");
     let output = cluster.cli(&["verify", DATASET]);
     let error = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -223,7 +223,7 @@ fn verify_finds_a_flipped_bit_and_it_is_repaired_from_a_peer() {
 fn the_scrub_finds_a_flipped_bit_by_itself() {
     let cluster = with_shards(Cluster::builder(2).agent_argument("--scrub-rate").agent_argument("1GiB").start());
     cluster.stage_and_wait();
-    cluster.expect_damage();
+    cluster.stop_watching();
     let good = fs::read(cluster.root(1).join("shard-0")).unwrap();
     flip_a_byte(&cluster, 0, "shard-0");
     until("the scrub has repaired the shard", || {

@@ -371,8 +371,8 @@ impl Cluster {
         self.watcher.check();
     }
 
-    /// From now on the test itself damages visible files: the watcher stops judging them.
-    pub fn expect_damage(&self) {
+    /// From now on the test itself damages visible files, or brings others: the watcher stops judging them.
+    pub fn stop_watching(&self) {
         self.watcher.check();
         self.watcher.retire();
     }

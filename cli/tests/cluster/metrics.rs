@@ -83,6 +83,7 @@ fn every_metric_moves() {
     });
     refused.kill().unwrap();
     refused.wait().unwrap();
+    cluster.stop_watching();
     run_job(&cluster);
     shrink(&mut cluster);
 
