@@ -11,21 +11,23 @@ fn clean(outcome: &Outcome) {
     assert!(outcome.violations.is_empty(), "seed {}: {:#?}", outcome.seed, outcome.violations);
 }
 
-/// Nodes at the head, near it and in the middle of the chain.
-const VICTIMS: [u32; 3] = [0, 3, 9];
+/// The first node of the chain, some further on, and the last one.
+const VICTIMS: [u32; 5] = [0, 1, 3, 9, 15];
 
-/// The accident makes the others at most so much later, whomever it meets. Promise 6 says 5 %.
-fn costs_at_most(most: f64, kind: impl Fn(u32) -> FaultKind) -> Vec<Outcome> {
+/// Promise 6: the accident makes the others less than 5 % later, whomever it meets, early or late.
+fn costs_little(kind: impl Fn(u32) -> FaultKind) -> Vec<Outcome> {
     let smooth = run(cluster(1));
-    VICTIMS
-        .map(|victim| {
-            let outcome = run(cluster(1).with(6_000_000, kind(victim)));
+    let mut outcomes = Vec::new();
+    for victim in VICTIMS {
+        for at_us in [6_000_000, 17_130_000] {
+            let outcome = run(cluster(1).with(at_us, kind(victim)));
             clean(&outcome);
             let cost = outcome.elapsed_unharmed_s / smooth.elapsed_s;
-            assert!(cost < most, "{:?} costs {:.1} %", kind(victim), (cost - 1.0) * 100.0);
-            outcome
-        })
-        .into()
+            assert!(cost < 1.05, "{:?} at {at_us} us costs {:.1} %", kind(victim), (cost - 1.0) * 100.0);
+            outcomes.push(outcome);
+        }
+    }
+    outcomes
 }
 
 #[test]
@@ -65,36 +67,35 @@ fn the_same_seed_gives_the_same_run() {
 
 #[test]
 fn a_death_costs_little() {
-    // At the head of the chain, where all origin reads were, it costs 7.5 %.
-    for outcome in costs_at_most(1.08, FaultKind::Dies) {
+    for outcome in costs_little(FaultKind::Dies) {
         assert!(outcome.origin_ratio <= 1.02, "origin {}", outcome.origin_ratio);
     }
 }
 
 #[test]
 fn a_slow_node_costs_little() {
-    // Not yet within 5 %: a chain is found out to be slow after a sweep or two, and trees are some 5 % slower.
-    costs_at_most(1.18, |node| FaultKind::Slow(node, 10));
+    for percent in [10, 40] {
+        costs_little(|node| FaultKind::Slow(node, percent));
+    }
 }
 
 #[test]
 fn a_corrupting_node_costs_little() {
-    for outcome in costs_at_most(1.06, |node| FaultKind::Corrupts(node, 1_000_000)) {
+    for outcome in costs_little(|node| FaultKind::Corrupts(node, 1_000_000)) {
         assert!(outcome.complete);
     }
 }
 
 #[test]
 fn a_cut_link_costs_little() {
-    // Not yet within 5 %: for the first second nobody knows, and the node takes from the others when it is back.
-    for outcome in costs_at_most(1.18, |node| FaultKind::Cut(node, 3_000_000)) {
+    for outcome in costs_little(|node| FaultKind::Cut(node, 3_000_000)) {
         assert!(outcome.complete);
     }
 }
 
 #[test]
 fn a_full_disk_stops_one_node_only() {
-    costs_at_most(1.05, FaultKind::Full);
+    costs_little(FaultKind::Full);
 }
 
 #[test]

@@ -138,6 +138,8 @@ pub(crate) struct Replica {
     pub(crate) leaving: bool,
     /// Sealed as the node says, but not believed yet.
     pub(crate) claimed: RunSet,
+    /// It lacks much more than the typical node.
+    pub(crate) late: bool,
     /// Where the next search for work begins, so that nodes do not all pick the same.
     pub(crate) cursor: u32,
 }
@@ -174,8 +176,6 @@ pub(crate) struct Dataset {
     /// After a restart: all known nodes are back, or were waited for.
     pub(crate) recovered: bool,
     pub(crate) direct: bool,
-    /// All nodes have come about as far: what chains need.
-    pub(crate) even: bool,
     pub(crate) origin_bytes: u64,
 }
 
@@ -210,7 +210,6 @@ impl Dataset {
             pending: 0,
             recovered: false,
             direct: false,
-            even: true,
             origin_bytes: 0,
         }
     }

@@ -9,7 +9,7 @@ use crate::Core;
 use crate::catalog::Dataset;
 use crate::event::{Action, Failure, FailureKind, NodeState, Note, ShardFailure, Source};
 use crate::limits::{
-    CALM_US, DISPUTE_ROUNDS_MAX, FAILURES_KEPT_MAX, ORIGIN_ATTEMPTS_MAX, ORIGIN_RETRY_MAX_US, ORIGIN_RETRY_MIN_US,
+    DISPUTE_ROUNDS_MAX, FAILURES_KEPT_MAX, ORIGIN_ATTEMPTS_MAX, ORIGIN_RETRY_MAX_US, ORIGIN_RETRY_MIN_US, SLANDER_US,
 };
 use crate::membership::doubled;
 use crate::sums::Contradiction;
@@ -204,12 +204,15 @@ impl Core {
         let Source::Peer(peer) = failure.source else {
             return;
         };
-        if failure.kind == FailureKind::Checksum {
-            self.chains_from = now + CALM_US;
-        }
-        let Some(known) = self.nodes.get_mut(peer).filter(|_| peer != by) else {
+        // Who is slow or cut off itself blames those who are not.
+        let poor = self.nodes.get(by).and_then(|n| n.last_poor).is_some_and(|at| now.since(at) < SLANDER_US);
+        let slander = poor && failure.kind != FailureKind::Checksum;
+        let Some(known) = self.nodes.get_mut(peer).filter(|_| peer != by && !slander) else {
             return;
         };
+        if failure.kind == FailureKind::Unreachable {
+            known.unreachable = Some(now);
+        }
         match failure.kind {
             FailureKind::Unreachable if known.state == NodeState::Suspect && !known.session => {
                 // Its session is gone and a peer cannot reach it either: no need to wait longer.

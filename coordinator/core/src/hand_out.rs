@@ -125,7 +125,7 @@ impl Core {
         if let Some(node) = self.nodes.get_mut(flight.node) {
             relink(flights, unlink(&mut node.flights, flight.at_node), |f| f.at_node = flight.at_node);
             node.down_backlog -= flight.bytes;
-            node.swept.0 += bytes;
+            node.flow.came += bytes;
             node.rate_in.took(now, bytes, node.flights.is_empty());
         }
         match flight.source {

@@ -10,6 +10,7 @@
 
 mod bits;
 mod catalog;
+mod chain;
 pub mod config;
 mod copies;
 pub mod event;
@@ -21,7 +22,6 @@ pub mod holdings;
 pub mod limits;
 mod membership;
 mod origin;
-mod pace;
 mod plan;
 mod progress;
 mod session;
@@ -72,8 +72,14 @@ pub struct Core {
     recover_until: Time,
     /// Planning runs on the typical link's time.
     ns_per_byte: f64,
-    /// No chains before: a link of one was too slow, or bytes were bad.
-    chains_from: Time,
+    /// Counts sweeps.
+    sweeps: u32,
+    /// No chain is judged before: one was led around a node.
+    judged_from: Time,
+    /// The same for the first node of a chain, whose flow is the origin's.
+    head_judged_from: Time,
+    /// The node before the one that a chain was last led around.
+    blamed: Option<(NodeId, Time)>,
     /// Turns the starting points of bounded searches.
     rotation: u32,
     scratch: Scratch,
@@ -96,7 +102,10 @@ impl Core {
             begun: false,
             recover_until: Time::ZERO,
             ns_per_byte: 1e9 / config.link_bytes_per_s.max(1.0),
-            chains_from: Time::ZERO,
+            sweeps: 0,
+            judged_from: Time::ZERO,
+            head_judged_from: Time::ZERO,
+            blamed: None,
             rotation: 0,
             scratch: Scratch::default(),
             config,

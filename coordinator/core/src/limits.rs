@@ -9,6 +9,8 @@ pub const NODES_MAX: u32 = 1 << 16;
 pub const HEARTBEAT_TIMEOUT_US: u64 = 3_500_000;
 /// How long a suspect may stay away before its work is handed to others: a reconnect (at most 3 s apart) fits in.
 pub const DOWN_US: u64 = 5_000_000;
+/// A session that ends this soon after a peer could not reach the node is the end of the node.
+pub const UNREACHABLE_US: u64 = 1_000_000;
 /// Period of the sweep over nodes and flights: short against every timeout here, long against the cost of a sweep.
 pub const TICK_US: u64 = 250_000;
 /// Origin reads wait this long for the inventories of nodes that joined: opening a large version takes seconds.
@@ -39,12 +41,27 @@ pub const DEMAND_PRIORITY: u32 = 1 << 20;
 pub const FAN_OUT: u32 = 2;
 /// A chain of N nodes costs N piece times once: it is taken where that is at most this part of the version.
 pub const CHAIN_PART: u64 = 64;
+/// Longest chain: each link adds its latency, and a break holds up all behind it until it is found.
+pub const CHAIN_NODES_MAX: u32 = 128;
 /// A node that got less than this part of what the one before it in the chain got is where the chain breaks.
 pub const CHAIN_LATE_PART: u64 = 4;
-/// Nodes further apart than this, in extents and beyond the length of the chain, are not fed by chains.
-pub const EVEN_EXTENTS: u64 = 16;
-/// After trouble, trees are used for this long.
-pub const CALM_US: u64 = 60_000_000;
+/// Extents by which a node may fall behind the one before it, beyond two sweeps' worth, before the chain is led around
+/// it: completions come in batches.
+pub const CHAIN_BREAK_EXTENTS: u64 = 4;
+/// What a node fell behind is forgotten within about so many sweeps.
+pub const CHAIN_LAG_SWEEPS: u64 = 8;
+/// What usually comes to a node is forgotten within about so many sweeps.
+pub const CHAIN_USUAL_SWEEPS: u64 = 32;
+/// A node behind which a chain breaks again this soon is itself to blame.
+pub const BLAME_US: u64 = 5_000_000;
+/// Complaints of a node that was slow or cut off so recently do not count: what it could not reach was not to blame.
+pub const SLANDER_US: u64 = 10_000_000;
+/// When the first node of a chain was replaced, the next one is not judged for this long: it may be the origin's fault.
+pub const HEAD_CALM_US: u64 = 5_000_000;
+/// A node that lacks so many extents more than the typical one (and the length of the chain) is late.
+pub const LATE_EXTENTS: u64 = 32;
+/// Bytes on their way to a node of a chain, in windows: the chain goes on while a part of it is behind.
+pub const CHAIN_WINDOWS: u64 = 4;
 /// How far a node's account of bytes received and passed on counts, in extents: what lies long back is forgotten.
 pub const DEBIT_EXTENTS_MAX: i64 = 8;
 /// Children that one node may serve at once: each is a connection or a request queue there.

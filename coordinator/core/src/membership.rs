@@ -2,6 +2,7 @@
 
 use millstream_types::{NodeId, Time};
 
+use crate::chain::Flow;
 use crate::event::{FailureKind, NodeInfo, NodeState};
 use crate::flight::FlightNo;
 use crate::limits::{
@@ -75,6 +76,11 @@ impl Slowness {
     /// It kept somebody waiting for long: believe it at once.
     pub(crate) fn strike(&mut self) {
         self.0 = (self.0 * 2.0).clamp(2.0 * SLOW_FACTOR, SLOW_MAX);
+    }
+
+    /// It keeps up.
+    pub(crate) fn clear(&mut self) {
+        *self = Slowness::default();
     }
 
     /// Who is taken for slow serves nobody, and so could never show that it no longer is.
@@ -175,11 +181,19 @@ pub(crate) struct Node {
     /// Origin leases it holds.
     pub(crate) leases: u32,
     pub(crate) rate_in: Meter,
-    /// Bytes that came since the last sweep, and in the one before.
-    pub(crate) swept: (u64, u64),
+    /// Its part in chains.
+    pub(crate) flow: Flow,
+    /// The sweep at which it was last sent to the end of the line.
+    pub(crate) demoted: u32,
+    /// It was slow or not to be trusted at the last sweep.
+    pub(crate) was_poor: bool,
+    /// The last sweep that found it so.
+    pub(crate) last_poor: Option<Time>,
     pub(crate) slow_in: Slowness,
     pub(crate) slow_out: Slowness,
     pub(crate) quarantine: Quarantine,
+    /// When a peer last could not reach it.
+    pub(crate) unreachable: Option<Time>,
     failures_in_row: u32,
     /// No new work before.
     pub(crate) hold_until: Time,
@@ -202,10 +216,14 @@ impl Node {
             debit: 0,
             leases: 0,
             rate_in: Meter::default(),
-            swept: (0, 0),
+            flow: Flow::default(),
+            demoted: 0,
+            was_poor: false,
+            last_poor: None,
             slow_in: Slowness::default(),
             slow_out: Slowness::default(),
             quarantine: Quarantine::default(),
+            unreachable: None,
             failures_in_row: 0,
             hold_until: Time::ZERO,
         }
@@ -224,6 +242,11 @@ impl Node {
     /// Serves, and gladly.
     pub(crate) fn serves_well(&self, now: Time) -> bool {
         self.serves() && now >= self.quarantine.until && !self.slow_out.is_slow()
+    }
+
+    /// Feeds nobody while others can.
+    pub(crate) fn is_poor(&self, now: Time) -> bool {
+        !self.serves_well(now) || self.slow_in.is_slow()
     }
 
     /// An assignment of it failed: pause before the next one.

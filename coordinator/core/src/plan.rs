@@ -3,7 +3,7 @@
 //! Work is found node by node: whoever has room gets the rarest extent that others have ("catching up"), else the
 //! next one from the origin. But an extent is always planned for *all* nodes that need it and have room, as a tree
 //! that exists only while the extent moves. While all is well and the nodes are few it is a chain, always the same
-//! (see [`Core::chain`]); else it is binary, and whoever received more than it passed on stands at the top, so that
+//! (see [`crate::chain`]); else it is binary, and whoever received more than it passed on stands at the top, so that
 //! each node is inside about every second tree and a leaf of the others: all uplinks carry the same, and the depth is
 //! log2(N). (A parent with more children makes them wait for its uplink while others idle.)
 
@@ -16,7 +16,8 @@ use millstream_types::{NodeId, Time};
 
 use crate::Core;
 use crate::catalog::{Dataset, ExtentNo};
-use crate::limits::{DEBIT_EXTENTS_MAX, LEASES_PER_NODE, SAMPLE_MAX, SERVE_MAX, STARVING_PART, WINDOW_US};
+use crate::chain::{Feeder, NOBODY, Place};
+use crate::limits::{DEBIT_EXTENTS_MAX, FAN_OUT, LEASES_PER_NODE, SAMPLE_MAX, SERVE_MAX, STARVING_PART, WINDOW_US};
 use crate::membership::Node;
 
 /// Reused between plans: nothing is allocated per assignment.
@@ -35,8 +36,10 @@ pub(crate) struct Scratch {
     pub(crate) rack_last: Vec<Option<NodeId>>,
     /// Members so far: the older, the nearer to the root.
     pub(crate) joined: u32,
-    /// Children a member gets before others get more: 2 for trees, 1 for chains.
-    pub(crate) fan_out: u32,
+    /// Chains: who has the extent; nodes in their order; what nodes lack.
+    pub(crate) feeders: Vec<Feeder>,
+    pub(crate) line: Vec<Place>,
+    pub(crate) missing: Vec<(u64, NodeId)>,
 }
 
 /// A node that needs an extent. Nodes keep their places from tree to tree as far as possible, so that what flows
@@ -91,7 +94,7 @@ impl Core {
 
     /// Less is assigned to the node than it may have on its way at once.
     pub(crate) fn has_room(&self, ds: &Dataset, node: NodeId) -> bool {
-        self.nodes.get(node).is_some_and(|n| n.down_backlog < 2 * self.window(ds, n))
+        self.nodes.get(node).is_some_and(|n| n.down_backlog < self.windows(ds, n) * self.window(ds, n))
     }
 
     /// Little enough is assigned to the node that it asks for more. Between this and [`Self::has_room`] it takes part
@@ -107,8 +110,9 @@ impl Core {
 
     /// Bytes on their way to a node that keep it busy: leases in flight, the way down a tree, the control round trip.
     fn window(&self, ds: &Dataset, node: &Node) -> u64 {
-        let depth = 64 - (u64::from(self.nodes.len()) | 1).leading_zeros();
-        let extents = self.origin.budget.clamp(LEASES_PER_NODE, 32) + 4 + 2 * depth;
+        let nodes = self.nodes.len();
+        let depth = if self.chain(ds) { nodes } else { 2 * (32 - (nodes | 1).leading_zeros()) };
+        let extents = self.origin.budget.clamp(LEASES_PER_NODE, 32) + 4 + depth;
         let by_rate = node.rate_in.rate * WINDOW_US as f64 / 1e6;
         (ds.target * u64::from(extents)).max(by_rate as u64)
     }
@@ -126,26 +130,36 @@ impl Core {
         if !self.scratch.wanters.iter().any(|w| w.node == node) {
             return false;
         }
-        self.begin_tree(ds, now);
+        if self.chain(ds) {
+            self.list_feeders(ds, now, e, NOBODY);
+            return match self.scratch.feeders.is_empty() {
+                false => self.grow_chain(ds, now, e),
+                true => self.plan_distrusted(ds, now, e, node),
+            };
+        }
+        self.begin_tree();
         let mut sources = std::mem::take(&mut self.scratch.sources);
         sources.clear();
         self.list_holders(ds, now, e, &mut sources);
         self.list_receivers(ds, now, e, &mut sources);
         sources.sort_unstable();
         // A source passes each extent on once, like the origin: those who get it do the rest.
-        let most = if self.chain(ds, now) { 1 } else { sources.len() };
-        for &(_, source) in sources.iter().take(most) {
-            self.join_tree(source, self.scratch.fan_out - 1);
+        for &(_, source) in &sources {
+            self.join_tree(source, FAN_OUT - 1);
         }
         self.scratch.sources = sources;
-        if self.scratch.heap.is_empty() {
-            // Copies that are not to be trusted do not count.
-            let extent = &ds.extents[e as usize];
-            let distrusted = extent.lease.is_none()
-                && extent.have.iter().all(|h| self.nodes.get(NodeId(h)).is_some_and(|n| n.quarantine.distrusted(now)));
-            return distrusted && self.lease_allowed(ds, now, node, true) && self.grow_from_origin(ds, now, e);
+        match self.scratch.heap.is_empty() {
+            false => self.grow(ds, now, e),
+            true => self.plan_distrusted(ds, now, e, node),
         }
-        self.grow(ds, now, e)
+    }
+
+    /// Copies that are not to be trusted do not count: the origin is read again.
+    fn plan_distrusted(&mut self, ds: &mut Dataset, now: Time, e: ExtentNo, node: NodeId) -> bool {
+        let extent = &ds.extents[e as usize];
+        let distrusted = extent.lease.is_none()
+            && extent.have.iter().all(|h| self.nodes.get(NodeId(h)).is_some_and(|n| n.quarantine.distrusted(now)));
+        distrusted && self.lease_allowed(ds, now, node, true) && self.grow_from_origin(ds, now, e)
     }
 
     /// The next extent that only the origin has.
@@ -163,7 +177,7 @@ impl Core {
             return false;
         }
         self.list_wanters(ds, now, e);
-        self.begin_tree(ds, now);
+        self.begin_tree();
         self.grow_from_origin(ds, now, e)
     }
 
@@ -188,7 +202,8 @@ impl Core {
                 hungry += u32::from(self.hungry(ds, NodeId(n)));
             }
         }
-        (hungry * 2 >= wanting || self.starving(ds, node)).then_some(wanting > 1)
+        // The first of a chain is ahead of the others by its length, and does not wait for them.
+        (hungry * 2 >= wanting || self.chain(ds) || self.starving(ds, node)).then_some(wanting > 1)
     }
 
     fn list_wanters(&mut self, ds: &Dataset, now: Time, e: ExtentNo) {
@@ -227,8 +242,13 @@ impl Core {
                 wanter.debit = known.debit / bytes as i64;
             }
         }
-        // The half that owes most comes first, and within each half (of a chain: all along) everyone keeps its place.
-        let inside = if self.chain(ds, now) { wanters.len() } else { count.div_ceil(2).min(wanters.len()) };
+        if self.chain(ds) {
+            wanters.sort_unstable_by_key(|w| self.place(ds, now, w.node));
+            self.scratch.wanters = wanters;
+            return;
+        }
+        // The half that owes most comes first, and within each half everyone keeps its place.
+        let inside = count.div_ceil(2).min(wanters.len());
         if inside < wanters.len() {
             wanters.select_nth_unstable(inside);
         }

@@ -75,6 +75,13 @@ impl Core {
             return;
         };
         average(&mut ds.typical_peer_us, took);
+        if self.chain(ds) {
+            // There it is the flow that is judged: these times contain the wait for what was ordered before.
+            if let Some(parent) = self.nodes.get_mut(peer) {
+                parent.quarantine.forgive(now);
+            }
+            return;
+        }
         if flight.source != source {
             return;
         }

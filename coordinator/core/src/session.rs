@@ -7,8 +7,8 @@ use crate::catalog::Dataset;
 use crate::event::{Action, NodeInfo, NodeState, Note, Source};
 use crate::flight::FlightNo;
 use crate::limits::{
-    CALM_US, LEASE_SLACK_US, OVERDUE_FACTOR, OVERDUE_SLACK_US, OVERDUE_UNREADY_FACTOR, RESOURCE_DOUBLINGS_MAX,
-    STALLED_FACTOR,
+    LEASE_SLACK_US, OVERDUE_FACTOR, OVERDUE_SLACK_US, OVERDUE_UNREADY_FACTOR, RESOURCE_DOUBLINGS_MAX, STALLED_FACTOR,
+    UNREACHABLE_US,
 };
 
 impl Core {
@@ -87,6 +87,11 @@ impl Core {
     pub(crate) fn node_lost(&mut self, now: Time, node: NodeId) {
         if let Some(known) = self.nodes.get_mut(node).filter(|n| n.state == NodeState::Up) {
             known.session = false;
+            if known.unreachable.is_some_and(|at| now.since(at) < UNREACHABLE_US) {
+                // A peer saw it go, too: no need to wait for it to come back.
+                self.node_down(now, node);
+                return;
+            }
             known.state = NodeState::Suspect;
             known.suspect_since = now;
             self.note(Note::NodeState { node, state: NodeState::Suspect });
@@ -284,8 +289,9 @@ impl Core {
                 core.refill_all(ds, now);
             });
         }
-        self.watch_chain(now);
-        self.compare_progress();
+        self.demote_poor(now);
+        self.watch_chains(now);
+        self.demote_late();
         let flights: Vec<FlightNo> = self.flights.numbers().collect();
         for no in flights {
             self.check_flight(now, no);
@@ -334,13 +340,14 @@ impl Core {
                 } else if flight.shared_lease {
                     let typical = self.with(id, |_, ds| ds.typical_origin_us).unwrap_or_default();
                     if typical > 0.0 && idle as f64 > STALLED_FACTOR * typical + OVERDUE_SLACK_US as f64 {
-                        self.stalled(now, no);
+                        self.stalled(no);
                     }
                 }
             }
             Source::Peer(source) => {
                 let since = flight.source_ready.unwrap_or(flight.started).max(flight.started);
                 let (node, resourced, extent) = (flight.node, flight.resourced, flight.extent);
+                let flight_waits = flight.source_ready.is_none();
                 let slow = self.nodes.get(node).map_or(1.0, |n| n.slow_in.factor());
                 let stuck =
                     flight.source_ready.is_none() && self.nodes.get(source).is_some_and(|n| n.slow_in.factor() > 1.0);
@@ -348,16 +355,21 @@ impl Core {
                     let typical = ds.typical_peer_us;
                     // A slow source that lacks the extent itself has sent nothing yet: leaving it costs nothing.
                     let factor = if stuck { OVERDUE_UNREADY_FACTOR } else { OVERDUE_FACTOR };
-                    let limit = (factor * typical * slow + OVERDUE_SLACK_US as f64)
+                    // In a chain, what was ordered before comes first.
+                    let queued = if core.chain(ds) { core.down_free(node) as f64 * slow } else { 0.0 };
+                    let limit = (factor * typical * slow + queued + OVERDUE_SLACK_US as f64)
                         * f64::from(1u32 << resourced.min(RESOURCE_DOUBLINGS_MAX));
-                    if typical == 0.0 || (now.since(since) as f64) < limit {
+                    let chain = core.chain(ds);
+                    // In a chain, a source that waits itself is judged by its flow.
+                    let waits = chain && flight_waits;
+                    if typical == 0.0 || waits || (now.since(since) as f64) < limit {
                         return;
                     }
                     // Only a node that has it all is surely better than one that is late.
                     if let Some(found) = core.find_source(ds, now, extent, node, Some(source)).filter(|f| f.holder) {
                         // Late from a second source, too: then it is the receiver that is slow.
                         let receiver = resourced > 0 || core.nodes.get(node).is_some_and(|n| n.slow_in.is_slow());
-                        if let Some(n) = core.nodes.get_mut(if receiver { node } else { source }) {
+                        if !chain && let Some(n) = core.nodes.get_mut(if receiver { node } else { source }) {
                             if receiver { n.slow_in.strike() } else { n.slow_out.strike() }
                         }
                         core.counters.overdue += 1;
@@ -369,10 +381,9 @@ impl Core {
     }
 
     /// A read that makes no progress does not hold the others back: it no longer counts against the budget.
-    fn stalled(&mut self, now: Time, no: FlightNo) {
+    pub(crate) fn stalled(&mut self, no: FlightNo) {
         if let Some(flight) = self.flights.get_mut(no).filter(|f| f.shared_lease) {
             flight.shared_lease = false;
-            self.chains_from = now + CALM_US;
             self.origin.stalled();
         }
     }
@@ -386,12 +397,20 @@ impl Core {
         let pieces = ds.extents[e as usize].pieces.clone();
         self.counters.leases_expired += 1;
         self.note(Note::LeaseExpired { node: holder, dataset: ds.id, pieces });
-        let children = self.children(ds, e, holder);
-        self.recall(ds, now, no);
         if let Some(known) = self.nodes.get_mut(holder) {
             known.slow_in.strike();
         }
         ds.extents[e as usize].attempts = ds.extents[e as usize].attempts.saturating_add(1);
+        self.take_lease(ds, now, no);
+    }
+
+    /// Takes an origin read away from its reader; those that it would have fed find other sources, or read themselves.
+    pub(crate) fn take_lease(&mut self, ds: &mut Dataset, now: Time, no: FlightNo) {
+        let Some((e, holder)) = self.flights.get(no).map(|f| (f.extent, f.node)) else {
+            return;
+        };
+        let children = self.children(ds, e, holder);
+        self.recall(ds, now, no);
         for child in children {
             self.rehome(ds, now, child, Some(holder));
         }

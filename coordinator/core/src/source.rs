@@ -25,6 +25,11 @@ impl Core {
         self.nodes.get(node).map_or(0, |n| (self.ns(n.up_backlog) as f64 * n.slow_out.factor()) as u64)
     }
 
+    /// When all that was ordered for the node is there, at the typical rate, counted from now.
+    pub(crate) fn down_free(&self, node: NodeId) -> u64 {
+        self.nodes.get(node).map_or(0, |n| self.ns(n.down_backlog) / 1000)
+    }
+
     pub(crate) fn list_holders(&mut self, ds: &Dataset, now: Time, e: ExtentNo, out: &mut Vec<(u64, NodeId)>) {
         self.rotation = self.rotation.wrapping_add(1);
         let turn = self.rotation % self.nodes.len().max(1);
@@ -83,6 +88,9 @@ impl Core {
         node: NodeId,
         not: Option<NodeId>,
     ) -> Option<Found> {
+        if self.chain(ds) {
+            return self.chain_source(ds, now, e, node, not);
+        }
         self.rotation = self.rotation.wrapping_add(1);
         let turn = self.rotation % self.nodes.len().max(1);
         let extent = &ds.extents[e as usize];
@@ -125,7 +133,7 @@ impl Core {
     }
 
     /// Does what `receiver` gets come from the origin or a holder, on a way that does not lead over `node`?
-    fn fed_without(&self, ds: &Dataset, e: ExtentNo, receiver: NodeId, node: NodeId) -> bool {
+    pub(crate) fn fed_without(&self, ds: &Dataset, e: ExtentNo, receiver: NodeId, node: NodeId) -> bool {
         let mut at = receiver;
         for _ in 0..=self.nodes.len() {
             if at == node {

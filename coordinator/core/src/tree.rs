@@ -1,4 +1,4 @@
-//! Growing the tree (or chain) along which one extent moves, below its source.
+//! Growing the tree along which one extent moves, below its source (see [`crate::chain`] for chains).
 
 use std::cmp::Reverse;
 
@@ -6,26 +6,16 @@ use millstream_types::{NodeId, Time};
 
 use crate::Core;
 use crate::catalog::{Dataset, ExtentNo};
+use crate::chain::NOBODY;
 use crate::event::Source;
-use crate::limits::{ALTERNATES_MAX, CHAIN_PART, CHILDREN_MAX, FAN_OUT};
+use crate::limits::{ALTERNATES_MAX, CHILDREN_MAX, FAN_OUT};
 use crate::plan::Wanter;
 
 impl Core {
-    /// Do extents move along one chain through all nodes? A chain keeps every link busy all the time, which no tree
-    /// does, but is as deep as there are nodes, and one late node holds up all behind it: so only where it is short
-    /// against the version, all nodes are about equally far, and nothing was wrong lately.
-    pub(crate) fn chain(&self, ds: &Dataset, now: Time) -> bool {
-        ds.even
-            && now >= self.chains_from
-            && CHAIN_PART * u64::from(self.nodes.len()) * ds.layout.piece_len() <= ds.layout.bytes()
-    }
-
-    pub(crate) fn begin_tree(&mut self, ds: &Dataset, now: Time) {
-        let fan_out = if self.chain(ds, now) { 1 } else { FAN_OUT };
+    pub(crate) fn begin_tree(&mut self) {
         let nodes = self.nodes.len() as usize;
         let racks = self.nodes.racks() + 1;
         let scratch = &mut self.scratch;
-        scratch.fan_out = fan_out;
         scratch.heap.clear();
         scratch.children.resize(nodes, 0);
         scratch.next_in_rack.resize(nodes, None);
@@ -43,7 +33,7 @@ impl Core {
         let at = node.0 as usize;
         scratch.children[at] = children;
         scratch.joined += 1;
-        scratch.heap.push(Reverse((children / scratch.fan_out, scratch.joined, node.0)));
+        scratch.heap.push(Reverse((children / FAN_OUT, scratch.joined, node.0)));
         if rack > 0 {
             scratch.next_in_rack[at] = None;
             if let Some(last) = scratch.rack_last[rack].replace(node) {
@@ -58,7 +48,7 @@ impl Core {
         let extent = &ds.extents[e as usize];
         let shard = ds.layout.shard_of(extent.pieces.start);
         let used = ds.sums.disputes.get(&shard).map_or(&[][..], |d| &d.used);
-        let chain = self.chain(ds, now);
+        let chain = self.chain(ds);
         let wanters = &self.scratch.wanters;
         let hinted = extent.hint.and_then(|(node, _)| wanters.iter().position(|w| w.node == node));
         let unused = |w: &Wanter| !used.contains(&w.node);
@@ -76,8 +66,13 @@ impl Core {
         if self.launch(ds, now, e, root, Source::Origin, Vec::new(), 0).is_none() {
             return false;
         }
-        self.join_tree(root, 0);
-        self.grow(ds, now, e);
+        if chain {
+            self.list_feeders(ds, now, e, NOBODY);
+            self.grow_chain(ds, now, e);
+        } else {
+            self.join_tree(root, 0);
+            self.grow(ds, now, e);
+        }
         true
     }
 
@@ -89,7 +84,8 @@ impl Core {
             let Some(parent) = self.best_parent(wanter.node) else {
                 break;
             };
-            let alternates = self.alternates(ds, e, wanter.node, parent);
+            let other = self.scratch.heap.peek().map(|&Reverse((_, _, other))| NodeId(other));
+            let alternates = self.alternates(ds, e, wanter.node, parent, other);
             if self.launch(ds, now, e, wanter.node, Source::Peer(parent), alternates, 0).is_none() {
                 break;
             }
@@ -107,7 +103,7 @@ impl Core {
         let rack = self.nodes.get(child).map_or(0, |n| n.rack) as usize;
         while let Some(near) = self.scratch.rack_open[rack].filter(|_| rack > 0) {
             let at = near.0 as usize;
-            if self.scratch.children[at] < self.scratch.fan_out && self.takes_children(near) {
+            if self.scratch.children[at] < FAN_OUT && self.takes_children(near) {
                 self.scratch.children[at] += 1;
                 return Some(near);
             }
@@ -116,15 +112,14 @@ impl Core {
         loop {
             let Reverse((rounds, order, node)) = self.scratch.heap.pop()?;
             let parent = NodeId(node);
-            let fan_out = self.scratch.fan_out;
             let children = &mut self.scratch.children[node as usize];
-            if *children / fan_out > rounds {
+            if *children / FAN_OUT > rounds {
                 // It got children from its own rack since.
-                self.scratch.heap.push(Reverse((*children / fan_out, order, node)));
+                self.scratch.heap.push(Reverse((*children / FAN_OUT, order, node)));
                 continue;
             }
             *children += 1;
-            let again = Reverse((*children / fan_out, order, node));
+            let again = Reverse((*children / FAN_OUT, order, node));
             if self.takes_children(parent) {
                 self.scratch.heap.push(again);
                 return Some(parent);
@@ -132,12 +127,19 @@ impl Core {
         }
     }
 
-    fn takes_children(&self, node: NodeId) -> bool {
+    pub(crate) fn takes_children(&self, node: NodeId) -> bool {
         self.nodes.get(node).is_some_and(|n| n.serving.len() < CHILDREN_MAX)
     }
 
-    /// Ancestors first, then another member of the tree: none of them is below the child.
-    fn alternates(&self, ds: &Dataset, e: ExtentNo, child: NodeId, parent: NodeId) -> Vec<NodeId> {
+    /// Ancestors first, then another source: none of them is below the child.
+    pub(crate) fn alternates(
+        &self,
+        ds: &Dataset,
+        e: ExtentNo,
+        child: NodeId,
+        parent: NodeId,
+        other: Option<NodeId>,
+    ) -> Vec<NodeId> {
         let mut out: Vec<NodeId> = Vec::with_capacity(ALTERNATES_MAX);
         let mut add = |node: NodeId| {
             if node != child && node != parent && !out.contains(&node) && out.len() < ALTERNATES_MAX {
@@ -154,8 +156,8 @@ impl Core {
         if let Some(root) = ds.extents[e as usize].lease.and_then(|no| self.flights.get(no)) {
             add(root.node);
         }
-        if let Some(&Reverse((_, _, other))) = self.scratch.heap.peek() {
-            add(NodeId(other));
+        if let Some(other) = other {
+            add(other);
         }
         out
     }

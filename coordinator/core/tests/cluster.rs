@@ -113,12 +113,11 @@ fn a_slow_uplink_costs_little() {
     let bound = setup.bound();
     let mut world = started(setup);
     world.set_rates(5, 1e8, 1e9);
-    let took = world.run(LIMIT) / bound;
+    let lost = world.run(LIMIT) - bound;
     all_there(&world, 0..8);
     assert_eq!(world.origin_ratio(), 1.0);
-    // Seven uplinks of eight are left to carry seven copies, and the origin gives one.
-    // The chain is given up for trees only after a sweep or two.
-    assert!(took < 1.27, "{took:.3}");
+    // The node behind it is blamed first; then the chain breaks again, behind the same one.
+    assert!(lost < 1.5, "{lost:.3} s");
 }
 
 #[test]

@@ -87,7 +87,8 @@ impl Core {
 
     fn demand_from(&mut self, ds: &mut Dataset, now: Time, node: NodeId) -> bool {
         // More than stages may have on their way to it: what they ordered before must not hold a reader up.
-        let room = self.nodes.get(node).is_some_and(|n| n.down_backlog < 3 * self.window(ds, n));
+        let room =
+            self.nodes.get(node).is_some_and(|n| n.down_backlog < (self.windows(ds, n) + 1) * self.window(ds, n));
         if !self.open_for(ds, node) || !room {
             return false;
         }
@@ -129,7 +130,7 @@ impl Core {
     /// One node reads it, and all others that want it by now and have room hang below.
     fn read_for_all(&mut self, ds: &mut Dataset, now: Time, e: ExtentNo, node: NodeId) -> bool {
         self.list_wanters(ds, now, e);
-        self.begin_tree(ds, now);
+        self.begin_tree();
         self.grow_from_origin(ds, now, e) || self.launch(ds, now, e, node, Source::Origin, Vec::new(), 0).is_some()
     }
 }

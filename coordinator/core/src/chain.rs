@@ -1,0 +1,351 @@
+//! Chains: while nodes are few against the pieces of a version, every extent moves along the same line of nodes.
+//!
+//! A chain keeps every link busy all the time, which no tree does: each node receives from the one before it and
+//! serves the one after it, and nobody else. That holds for what is fresh, for what some nodes have already, and after
+//! accidents, by one rule: a node gets an extent from the nearest node before it that has it or is receiving it. (The
+//! line is closed to a ring: before the first comes the last, whose uplink would idle.)
+//!
+//! A chain is as fast as its slowest link, so at every sweep that link is looked for: where much less came in than the
+//! node before it had to give. Whoever is slow, not to be trusted or far behind goes to the end of the line, and stays
+//! there when it has recovered: a place in the middle would make all behind it wait for what it lacks.
+
+use millstream_types::{NodeId, Time};
+
+use crate::Core;
+use crate::catalog::{Dataset, ExtentNo};
+use crate::event::{NodeState, Source};
+use crate::flight::FlightNo;
+use crate::limits::{
+    ALTERNATES_MAX, BLAME_US, CHAIN_BREAK_EXTENTS, CHAIN_LAG_SWEEPS, CHAIN_LATE_PART, CHAIN_NODES_MAX, CHAIN_PART,
+    CHAIN_USUAL_SWEEPS, CHAIN_WINDOWS, HEAD_CALM_US, LATE_EXTENTS, TICK_US,
+};
+use crate::membership::Node;
+use crate::source::Found;
+
+/// No node: what is asked for has no dependants yet.
+pub(crate) const NOBODY: NodeId = NodeId(u32::MAX);
+
+/// How much a node takes part.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Standing {
+    /// As far as the others, and as fast.
+    Steady,
+    /// Behind them: it joined later.
+    Late,
+    /// Slow, or not to be trusted: it feeds nobody.
+    Poor,
+}
+
+/// A place in the line; they are ordered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Place {
+    standing: Standing,
+    /// When it was last sent to the end of the line.
+    demoted: u32,
+    rack: u32,
+    pub(crate) node: NodeId,
+}
+
+impl Place {
+    fn feeds(&self) -> bool {
+        self.standing != Standing::Poor
+    }
+}
+
+/// Somebody who has an extent or is receiving it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Feeder {
+    place: Place,
+    holder: bool,
+}
+
+/// What came to a node, sweep by sweep.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Flow {
+    /// Bytes since the last sweep, and as many as came per sweep at best of late.
+    pub(crate) came: u64,
+    usual: u64,
+    /// Bytes by which it fell behind the node before it in the chain, of late.
+    lag: u64,
+}
+
+impl Core {
+    /// Do the extents of this version move along a chain?
+    pub(crate) fn chain(&self, ds: &Dataset) -> bool {
+        let nodes = self.nodes.len();
+        nodes <= CHAIN_NODES_MAX && CHAIN_PART * u64::from(nodes) * ds.layout.piece_len() <= ds.layout.bytes()
+    }
+
+    pub(crate) fn place(&self, ds: &Dataset, now: Time, node: NodeId) -> Place {
+        let known = self.nodes.get(node);
+        let poor = known.is_none_or(|n| n.is_poor(now));
+        let standing = match ds.replica(node) {
+            _ if poor => Standing::Poor,
+            Some(replica) if replica.late => Standing::Late,
+            _ => Standing::Steady,
+        };
+        Place { standing, demoted: known.map_or(0, |n| n.demoted), rack: known.map_or(0, |n| n.rack), node }
+    }
+
+    /// How many windows' bytes stages may order for a node. Steady nodes of a chain take part in all that is fresh, also
+    /// while they are behind by what an accident cost.
+    pub(crate) fn windows(&self, ds: &Dataset, node: &Node) -> u64 {
+        match (self.chain(ds), node.was_poor) {
+            (true, false) => CHAIN_WINDOWS,
+            (true, true) => 1,
+            (false, _) => 2,
+        }
+    }
+
+    /// Lists who has an extent or is receiving it, not by way of `node`, in the order of the chain. Poor ones only
+    /// where there is nobody else.
+    pub(crate) fn list_feeders(&mut self, ds: &Dataset, now: Time, e: ExtentNo, node: NodeId) {
+        let mut feeders = std::mem::take(&mut self.scratch.feeders);
+        feeders.clear();
+        let extent = &ds.extents[e as usize];
+        let fit = |node| self.nodes.get(node).is_some_and(|n| n.serves() && !n.quarantine.distrusted(now));
+        if ds.checkable(e) {
+            let holders = extent.have.iter().map(NodeId).filter(|&n| fit(n) && n != node);
+            feeders.extend(holders.map(|n| Feeder { place: self.place(ds, now, n), holder: true }));
+        }
+        let receivers = extent.flights.iter().filter_map(|&no| self.flights.get(no)).map(|f| f.node);
+        feeders.extend(
+            receivers
+                .filter(|&n| fit(n) && self.fed_without(ds, e, n, node))
+                .map(|n| Feeder { place: self.place(ds, now, n), holder: false }),
+        );
+        if feeders.iter().any(|f| f.place.feeds()) {
+            feeders.retain(|f| f.place.feeds());
+        }
+        feeders.sort_unstable_by_key(|f| f.place);
+        self.scratch.feeders = feeders;
+    }
+
+    /// Hangs all wanters behind those who have the extent or receive it (see [`Self::list_feeders`]).
+    pub(crate) fn grow_chain(&mut self, ds: &mut Dataset, now: Time, e: ExtentNo) -> bool {
+        let wanters = std::mem::take(&mut self.scratch.wanters);
+        let feeders = std::mem::take(&mut self.scratch.feeders);
+        let spare = feeders.iter().rev().find(|f| f.holder).map(|f| f.place.node);
+        let mut before = feeders.last().map(|f| f.place.node);
+        let mut passed = 0;
+        let mut grown = false;
+        for wanter in &wanters {
+            let place = self.place(ds, now, wanter.node);
+            while let Some(feeder) = feeders.get(passed).filter(|f| f.place < place) {
+                before = Some(feeder.place.node);
+                passed += 1;
+            }
+            let Some(parent) = before.filter(|&p| self.takes_children(p)) else {
+                break;
+            };
+            let alternates = self.alternates(ds, e, wanter.node, parent, spare);
+            if self.launch(ds, now, e, wanter.node, Source::Peer(parent), alternates, 0).is_none() {
+                break;
+            }
+            grown = true;
+            if place.feeds() {
+                before = Some(wanter.node);
+            }
+        }
+        self.scratch.wanters = wanters;
+        self.scratch.feeders = feeders;
+        grown
+    }
+
+    /// Another source for one node of a chain: the nearest one before it that does not depend on it.
+    pub(crate) fn chain_source(
+        &mut self,
+        ds: &Dataset,
+        now: Time,
+        e: ExtentNo,
+        node: NodeId,
+        not: Option<NodeId>,
+    ) -> Option<Found> {
+        self.list_feeders(ds, now, e, node);
+        let place = self.place(ds, now, node);
+        let mut feeders = std::mem::take(&mut self.scratch.feeders);
+        feeders.retain(|f| Some(f.place.node) != not);
+        // The nearest before it comes first.
+        let before = feeders.partition_point(|f| f.place < place);
+        feeders.rotate_left(before);
+        let found = feeders.last().map(|f| Found {
+            source: f.place.node,
+            alternates: feeders.iter().rev().skip(1).take(ALTERNATES_MAX).map(|f| f.place.node).collect(),
+            holder: f.holder,
+        });
+        self.scratch.feeders = feeders;
+        found
+    }
+
+    /// Keeps the order of the line, once per sweep: who became poor goes to its end.
+    pub(crate) fn demote_poor(&mut self, now: Time) {
+        self.sweeps = self.sweeps.wrapping_add(1);
+        for i in 0..self.nodes.len() {
+            let sweeps = self.sweeps;
+            if let Some(known) = self.nodes.get_mut(NodeId(i)) {
+                let poor = known.is_poor(now);
+                if poor && !known.was_poor {
+                    known.demoted = sweeps;
+                }
+                known.was_poor = poor;
+                if poor {
+                    known.last_poor = Some(now);
+                }
+            }
+        }
+    }
+
+    /// Who is far behind the typical node goes to the end of the line, too.
+    pub(crate) fn demote_late(&mut self) {
+        let sweeps = self.sweeps;
+        for id in self.dataset_ids() {
+            self.with(id, |core, ds| {
+                let up = |n| core.nodes.get(n).is_some_and(|n| n.state != NodeState::Down);
+                let mut missing = std::mem::take(&mut core.scratch.missing);
+                missing.clear();
+                let members = ds.members().filter(|(n, r)| r.wanted_bytes > 0 && r.refused.is_none() && up(*n));
+                missing.extend(members.map(|(n, r)| (r.wanted_bytes.saturating_sub(r.ready_bytes), n)));
+                let count = missing.len();
+                if count > 0 {
+                    let (_, &mut (typical, _), _) = missing.select_nth_unstable(count / 2);
+                    let late = typical + (count as u64 + LATE_EXTENTS) * ds.target;
+                    for &(missing, node) in &missing {
+                        let Some(replica) = ds.replica_mut(node) else {
+                            continue;
+                        };
+                        let turned = !replica.late && missing > late;
+                        replica.late = missing > late;
+                        if let Some(known) = core.nodes.get_mut(node).filter(|_| turned) {
+                            known.demoted = sweeps;
+                        }
+                    }
+                }
+                core.scratch.missing = missing;
+            });
+        }
+    }
+
+    /// Looks for the link where the flow breaks, once per sweep, and leads it around the node behind that link.
+    pub(crate) fn watch_chains(&mut self, now: Time) {
+        for id in self.dataset_ids() {
+            let broken = self.with(id, |core, ds| core.chain(ds).then(|| core.find_break(ds, now)).flatten());
+            if let Some((before, node)) = broken.flatten() {
+                self.mend_chain(now, before, node);
+            }
+        }
+        let (typical, poor) = self.typical_flow(now);
+        for i in 0..self.nodes.len() {
+            if let Some(known) = self.nodes.get_mut(NodeId(i)) {
+                // Those at the end of the line share what its last node can give.
+                if known.slow_in.is_slow() && known.flow.came > 0 && 2 * poor * known.flow.came >= typical {
+                    known.slow_in.clear();
+                }
+                let Flow { came, usual, lag } = known.flow;
+                let usual = came.max(usual - usual / CHAIN_USUAL_SWEEPS);
+                known.flow = Flow { came: 0, usual, lag: lag - lag / CHAIN_LAG_SWEEPS };
+            }
+        }
+    }
+
+    /// What came to the typical node that is not poor since the last sweep, and how many are poor.
+    fn typical_flow(&mut self, now: Time) -> (u64, u64) {
+        let mut flows = std::mem::take(&mut self.scratch.missing);
+        flows.clear();
+        let up = self.nodes.iter().filter(|(_, n)| n.serves());
+        flows.extend(up.filter(|(_, n)| !n.is_poor(now)).map(|(node, n)| (n.flow.came, node)));
+        let poor = self.nodes.iter().filter(|(_, n)| n.serves() && n.is_poor(now)).count() as u64;
+        let middle = flows.len() / 2;
+        let typical = match flows.is_empty() {
+            true => u64::MAX,
+            false => flows.select_nth_unstable(middle).1.0,
+        };
+        self.scratch.missing = flows;
+        (typical, poor)
+    }
+
+    /// The first node to which much less came than the one before it had to give, and that one.
+    fn find_break(&mut self, ds: &Dataset, now: Time) -> Option<(Option<NodeId>, NodeId)> {
+        let mut line = std::mem::take(&mut self.scratch.line);
+        line.clear();
+        let members = ds.members().map(|(n, _)| n).filter(|&n| self.nodes.get(n).is_some_and(|n| n.serves()));
+        line.extend(members.map(|n| self.place(ds, now, n)).filter(Place::feeds));
+        line.sort_unstable();
+        let mut before: Option<NodeId> = None;
+        let mut found = None;
+        for &Place { node, .. } in &line {
+            let fed = before.and_then(|b| self.nodes.get(b)).filter(|b| !b.flights.is_empty()).map(|b| b.flow.came);
+            if let Some(known) =
+                self.nodes.get_mut(node).filter(|n| n.flights.len() > 1 && (before.is_some() || n.leases > 0))
+            {
+                let flow = &mut known.flow;
+                let given = fed.unwrap_or(flow.usual);
+                flow.lag = (flow.lag + given).saturating_sub(flow.came);
+                let stopped = given > CHAIN_LATE_PART * (flow.came + ds.target);
+                let losing = flow.came < given - given / 4;
+                let lagging = losing && flow.lag > 2 * given.max(flow.usual) + CHAIN_BREAK_EXTENTS * ds.target;
+                let judged = now >= if before.is_some() { self.judged_from } else { self.head_judged_from };
+                if found.is_none() && judged && (stopped || lagging) {
+                    found = Some((before, node));
+                }
+            }
+            before = Some(node);
+        }
+        self.scratch.line = line;
+        found
+    }
+
+    /// The chain goes on without `node`, which is slow or cut off (or `before` is: then the next one breaks, too).
+    fn mend_chain(&mut self, now: Time, before: Option<NodeId>, node: NodeId) {
+        self.counters.overdue += 1;
+        // What was ordered anew flows for a sweep before it is judged.
+        self.judged_from = now + 2 * TICK_US - 1;
+        if before.is_none() {
+            self.head_judged_from = now + HEAD_CALM_US;
+        }
+        let again =
+            before.is_some() && self.blamed.is_some_and(|(b, at)| Some(b) == before && now.since(at) < BLAME_US);
+        self.blamed = before.map(|b| (b, now));
+        let blame = if again { before.unwrap_or(node) } else { node };
+        if let Some(known) = self.nodes.get_mut(blame) {
+            // What it gives is judged by nothing else for a while; what it gets is, at every sweep.
+            if again {
+                known.slow_out.strike()
+            } else {
+                known.slow_in.strike()
+            }
+            known.flow.lag = 0;
+        }
+        self.demote_poor(now);
+        let (mut serving, mut flights) = match self.nodes.get(blame) {
+            Some(known) => (known.serving.clone(), known.flights.clone()),
+            None => return,
+        };
+        // In the order of asking, so that extents arrive in the order in which they are passed on.
+        serving.sort_unstable_by_key(|&no| self.flights.get(no).map(|f| (f.started, f.id)));
+        flights.sort_unstable_by_key(|&no| self.flights.get(no).map(|f| (f.started, f.id)));
+        for no in serving.into_iter().chain(flights) {
+            self.lead_around(now, no);
+        }
+        self.serve_all(now);
+    }
+
+    /// A flight from or to a node that went to the end of the line.
+    fn lead_around(&mut self, now: Time, no: FlightNo) {
+        let Some((id, e, node, source)) = self.flights.get(no).map(|f| (f.dataset, f.extent, f.node, f.source)) else {
+            return;
+        };
+        match source {
+            Source::Origin => {
+                self.with(id, |core, ds| core.take_lease(ds, now, no));
+            }
+            Source::Peer(old) => {
+                self.with(id, |core, ds| {
+                    let found = core.chain_source(ds, now, e, node, None);
+                    if let Some(found) = found.filter(|f| f.source != old) {
+                        core.reassign(ds, now, no, Some(found));
+                    }
+                });
+            }
+        }
+    }
+}
