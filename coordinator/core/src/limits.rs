@@ -39,8 +39,9 @@ pub const ALTERNATES_MAX: usize = 3;
 pub const DEMAND_PRIORITY: u32 = 1 << 20;
 /// Children per node and tree: with two, each node is inside every second tree, and trees are shallow.
 pub const FAN_OUT: u32 = 2;
-/// A chain of N nodes costs N piece times once: it is taken where that is at most this part of the version.
-pub const CHAIN_PART: u64 = 64;
+/// A chain of N nodes costs N piece times once: it is taken where that is at most this part of the version. Trees cost
+/// 9 to 15 % there, and more after accidents.
+pub const CHAIN_PART: u64 = 12;
 /// Longest chain: each link adds its latency, and a break holds up all behind it until it is found.
 pub const CHAIN_NODES_MAX: u32 = 128;
 /// A node that got less than this part of what the one before it in the chain got is where the chain breaks.

@@ -2,8 +2,8 @@
 //!
 //! Work is found node by node: whoever has room gets the rarest extent that others have ("catching up"), else the
 //! next one from the origin. But an extent is always planned for *all* nodes that need it and have room, as a tree
-//! that exists only while the extent moves. While all is well and the nodes are few it is a chain, always the same
-//! (see [`crate::chain`]); else it is binary, and whoever received more than it passed on stands at the top, so that
+//! that exists only while the extent moves. Where nodes are few it is a chain, always the same (see
+//! [`crate::chain`]); else it is binary, and whoever received more than it passed on stands at the top, so that
 //! each node is inside about every second tree and a leaf of the others: all uplinks carry the same, and the depth is
 //! log2(N). (A parent with more children makes them wait for its uplink while others idle.)
 
