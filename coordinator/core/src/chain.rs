@@ -14,10 +14,9 @@ use millstream_types::{NodeId, Time};
 use crate::Core;
 use crate::catalog::{Dataset, ExtentNo};
 use crate::event::{NodeState, Source};
-use crate::flight::FlightNo;
 use crate::limits::{
-    ALTERNATES_MAX, BLAME_US, CHAIN_BREAK_EXTENTS, CHAIN_LAG_SWEEPS, CHAIN_LATE_PART, CHAIN_NODES_MAX, CHAIN_PART,
-    CHAIN_USUAL_SWEEPS, CHAIN_WINDOWS, HEAD_CALM_US, LATE_EXTENTS, TICK_US,
+    BLAME_US, CHAIN_ALTERNATES, CHAIN_BREAK_EXTENTS, CHAIN_LAG_SWEEPS, CHAIN_LATE_PART, CHAIN_NODES_MAX, CHAIN_PART,
+    CHAIN_USUAL_SWEEPS, CHAIN_WINDOWS, HEAD_CALM_US, KEPT_UP_SWEEPS, LATE_EXTENTS, LATE_SWEEPS, TICK_US,
 };
 use crate::membership::Node;
 use crate::source::Found;
@@ -67,6 +66,15 @@ pub(crate) struct Flow {
     usual: u64,
     /// Bytes by which it fell behind the node before it in the chain, of late.
     lag: u64,
+}
+
+/// A link at which a chain breaks.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Break {
+    before: Option<NodeId>,
+    node: NodeId,
+    /// It feeds nobody.
+    last: bool,
 }
 
 impl Core {
@@ -125,7 +133,6 @@ impl Core {
     pub(crate) fn grow_chain(&mut self, ds: &mut Dataset, now: Time, e: ExtentNo) -> bool {
         let wanters = std::mem::take(&mut self.scratch.wanters);
         let feeders = std::mem::take(&mut self.scratch.feeders);
-        let spare = feeders.iter().rev().find(|f| f.holder).map(|f| f.place.node);
         let mut before = feeders.last().map(|f| f.place.node);
         let mut passed = 0;
         let mut grown = false;
@@ -138,7 +145,11 @@ impl Core {
             let Some(parent) = before.filter(|&p| self.takes_children(p)) else {
                 break;
             };
-            let alternates = self.alternates(ds, e, wanter.node, parent, spare);
+            // The one before its source, who takes over if that falls out. No others: their uplinks are needed.
+            let alternates = match self.flight_on(ds, e, parent).map(|f| f.source) {
+                Some(Source::Peer(above)) if above != wanter.node => vec![above],
+                _ => Vec::new(),
+            };
             if self.launch(ds, now, e, wanter.node, Source::Peer(parent), alternates, 0).is_none() {
                 break;
             }
@@ -163,6 +174,8 @@ impl Core {
     ) -> Option<Found> {
         self.list_feeders(ds, now, e, node);
         let place = self.place(ds, now, node);
+        // Who was cut off tries the same one again: it was not to blame.
+        let not = not.filter(|_| !self.slanders(now, node));
         let mut feeders = std::mem::take(&mut self.scratch.feeders);
         feeders.retain(|f| Some(f.place.node) != not);
         // The nearest before it comes first.
@@ -170,33 +183,38 @@ impl Core {
         feeders.rotate_left(before);
         let found = feeders.last().map(|f| Found {
             source: f.place.node,
-            alternates: feeders.iter().rev().skip(1).take(ALTERNATES_MAX).map(|f| f.place.node).collect(),
+            alternates: feeders.iter().rev().skip(1).take(CHAIN_ALTERNATES).map(|f| f.place.node).collect(),
             holder: f.holder,
         });
         self.scratch.feeders = feeders;
         found
     }
 
-    /// Keeps the order of the line, once per sweep: who became poor goes to its end.
+    /// Keeps the order of the line, once per sweep and when a node has just become poor: it goes to the end, and the
+    /// chains go on without it.
     pub(crate) fn demote_poor(&mut self, now: Time) {
         self.sweeps = self.sweeps.wrapping_add(1);
-        for i in 0..self.nodes.len() {
+        for node in (0..self.nodes.len()).map(NodeId) {
             let sweeps = self.sweeps;
-            if let Some(known) = self.nodes.get_mut(NodeId(i)) {
-                let poor = known.is_poor(now);
-                if poor && !known.was_poor {
-                    known.demoted = sweeps;
-                }
-                known.was_poor = poor;
-                if poor {
-                    known.last_poor = Some(now);
-                }
+            let Some(known) = self.nodes.get_mut(node) else {
+                continue;
+            };
+            let poor = known.is_poor(now);
+            let turned = poor && !known.was_poor;
+            known.was_poor = poor;
+            if poor {
+                known.last_poor = Some(now);
+            }
+            if turned {
+                known.demoted = sweeps;
+                known.flow.lag = 0;
+                self.lead_around(now, node, false);
             }
         }
     }
 
     /// Who is far behind the typical node goes to the end of the line, too.
-    pub(crate) fn demote_late(&mut self) {
+    fn demote_late(&mut self, typical_flow: u64) {
         let sweeps = self.sweeps;
         for id in self.dataset_ids() {
             self.with(id, |core, ds| {
@@ -208,7 +226,7 @@ impl Core {
                 let count = missing.len();
                 if count > 0 {
                     let (_, &mut (typical, _), _) = missing.select_nth_unstable(count / 2);
-                    let late = typical + (count as u64 + LATE_EXTENTS) * ds.target;
+                    let late = typical + (count as u64 + LATE_EXTENTS) * ds.target + LATE_SWEEPS * typical_flow;
                     for &(missing, node) in &missing {
                         let Some(replica) = ds.replica_mut(node) else {
                             continue;
@@ -229,20 +247,29 @@ impl Core {
     pub(crate) fn watch_chains(&mut self, now: Time) {
         for id in self.dataset_ids() {
             let broken = self.with(id, |core, ds| core.chain(ds).then(|| core.find_break(ds, now)).flatten());
-            if let Some((before, node)) = broken.flatten() {
-                self.mend_chain(now, before, node);
+            if let Some(broken) = broken.flatten() {
+                self.mend_chain(now, broken);
             }
         }
         let (typical, poor) = self.typical_flow(now);
-        for i in 0..self.nodes.len() {
-            if let Some(known) = self.nodes.get_mut(NodeId(i)) {
+        self.demote_late(typical);
+        for node in (0..self.nodes.len()).map(NodeId) {
+            let mut recovered = false;
+            if let Some(known) = self.nodes.get_mut(node) {
                 // Those at the end of the line share what its last node can give.
-                if known.slow_in.is_slow() && known.flow.came > 0 && 2 * poor * known.flow.came >= typical {
+                let keeps_up = known.flow.came > 0 && 2 * poor * known.flow.came >= typical;
+                known.kept_up = if keeps_up { known.kept_up.saturating_add(1) } else { 0 };
+                if known.slow_in.is_slow() && known.kept_up >= KEPT_UP_SWEEPS {
                     known.slow_in.clear();
+                    recovered = true;
                 }
                 let Flow { came, usual, lag } = known.flow;
                 let usual = came.max(usual - usual / CHAIN_USUAL_SWEEPS);
                 known.flow = Flow { came: 0, usual, lag: lag - lag / CHAIN_LAG_SWEEPS };
+            }
+            if recovered {
+                // What it could not get, it may be asking of others than it was told to.
+                self.lead_around(now, node, true);
             }
         }
     }
@@ -256,19 +283,19 @@ impl Core {
         let poor = self.nodes.iter().filter(|(_, n)| n.serves() && n.is_poor(now)).count() as u64;
         let middle = flows.len() / 2;
         let typical = match flows.is_empty() {
-            true => u64::MAX,
+            true => 0,
             false => flows.select_nth_unstable(middle).1.0,
         };
         self.scratch.missing = flows;
         (typical, poor)
     }
 
-    /// The first node to which much less came than the one before it had to give, and that one.
-    fn find_break(&mut self, ds: &Dataset, now: Time) -> Option<(Option<NodeId>, NodeId)> {
+    /// The first steady node to which much less came than the one before it had to give, and that one.
+    fn find_break(&mut self, ds: &Dataset, now: Time) -> Option<Break> {
         let mut line = std::mem::take(&mut self.scratch.line);
         line.clear();
         let members = ds.members().map(|(n, _)| n).filter(|&n| self.nodes.get(n).is_some_and(|n| n.serves()));
-        line.extend(members.map(|n| self.place(ds, now, n)).filter(Place::feeds));
+        line.extend(members.map(|n| self.place(ds, now, n)).filter(|p| p.standing == Standing::Steady));
         line.sort_unstable();
         let mut before: Option<NodeId> = None;
         let mut found = None;
@@ -285,7 +312,7 @@ impl Core {
                 let lagging = losing && flow.lag > 2 * given.max(flow.usual) + CHAIN_BREAK_EXTENTS * ds.target;
                 let judged = now >= if before.is_some() { self.judged_from } else { self.head_judged_from };
                 if found.is_none() && judged && (stopped || lagging) {
-                    found = Some((before, node));
+                    found = Some(Break { before, node, last: known.serving.is_empty() });
                 }
             }
             before = Some(node);
@@ -295,57 +322,55 @@ impl Core {
     }
 
     /// The chain goes on without `node`, which is slow or cut off (or `before` is: then the next one breaks, too).
-    fn mend_chain(&mut self, now: Time, before: Option<NodeId>, node: NodeId) {
+    fn mend_chain(&mut self, now: Time, broken: Break) {
         self.counters.overdue += 1;
-        // What was ordered anew flows for a sweep before it is judged.
+        let Break { before, node, last } = broken;
+        if let Some(known) = self.nodes.get_mut(node).filter(|_| last) {
+            // Nobody waits for it: only to know that it is not the others' fault.
+            known.slow_in.strike();
+            return;
+        }
+        // What is ordered anew flows for a sweep before it is judged.
         self.judged_from = now + 2 * TICK_US - 1;
         if before.is_none() {
             self.head_judged_from = now + HEAD_CALM_US;
         }
-        let again =
-            before.is_some() && self.blamed.is_some_and(|(b, at)| Some(b) == before && now.since(at) < BLAME_US);
-        self.blamed = before.map(|b| (b, now));
-        let blame = if again { before.unwrap_or(node) } else { node };
-        if let Some(known) = self.nodes.get_mut(blame) {
-            // What it gives is judged by nothing else for a while; what it gets is, at every sweep.
-            if again {
-                known.slow_out.strike()
-            } else {
-                known.slow_in.strike()
-            }
-            known.flow.lag = 0;
-        }
-        self.demote_poor(now);
-        let (mut serving, mut flights) = match self.nodes.get(blame) {
-            Some(known) => (known.serving.clone(), known.flights.clone()),
-            None => return,
+        let former = self.blamed.replace((now, broken));
+        let again = former.filter(|(at, b)| b.before == before && b.node != node && now.since(*at) < BLAME_US);
+        match before.filter(|_| again.is_some()) {
+            // What it gives is judged by nothing else for a while; what a node gets is, at every sweep.
+            Some(before) => self.nodes.get_mut(before).map(|n| n.slow_out.strike()),
+            None => self.nodes.get_mut(node).map(|n| n.slow_in.strike()),
         };
+        self.demote_poor(now);
+        self.serve_all(now);
+    }
+
+    /// What a node feeds, and what it was to get, finds the sources that fit its place at the end of the line. `anew`:
+    /// it is told again even if they are the same.
+    fn lead_around(&mut self, now: Time, node: NodeId, anew: bool) {
+        let Some(known) = self.nodes.get(node) else {
+            return;
+        };
+        let (mut serving, mut flights) = (known.serving.clone(), known.flights.clone());
         // In the order of asking, so that extents arrive in the order in which they are passed on.
         serving.sort_unstable_by_key(|&no| self.flights.get(no).map(|f| (f.started, f.id)));
         flights.sort_unstable_by_key(|&no| self.flights.get(no).map(|f| (f.started, f.id)));
         for no in serving.into_iter().chain(flights) {
-            self.lead_around(now, no);
-        }
-        self.serve_all(now);
-    }
-
-    /// A flight from or to a node that went to the end of the line.
-    fn lead_around(&mut self, now: Time, no: FlightNo) {
-        let Some((id, e, node, source)) = self.flights.get(no).map(|f| (f.dataset, f.extent, f.node, f.source)) else {
-            return;
-        };
-        match source {
-            Source::Origin => {
-                self.with(id, |core, ds| core.take_lease(ds, now, no));
-            }
-            Source::Peer(old) => {
-                self.with(id, |core, ds| {
-                    let found = core.chain_source(ds, now, e, node, None);
-                    if let Some(found) = found.filter(|f| f.source != old) {
+            let Some((id, e, to, source)) = self.flights.get(no).map(|f| (f.dataset, f.extent, f.node, f.source))
+            else {
+                continue;
+            };
+            self.with(id, |core, ds| match source {
+                _ if !core.chain(ds) => {}
+                Source::Origin if anew => {}
+                Source::Origin => core.take_lease(ds, now, no),
+                Source::Peer(old) => {
+                    if let Some(found) = core.chain_source(ds, now, e, to, None).filter(|f| anew || f.source != old) {
                         core.reassign(ds, now, no, Some(found));
                     }
-                });
-            }
+                }
+            });
         }
     }
 }

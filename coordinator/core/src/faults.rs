@@ -199,14 +199,18 @@ impl Core {
         self.rescue_orphans(ds, now, e);
     }
 
+    /// What the node could not reach of late was not to blame.
+    pub(crate) fn slanders(&self, now: Time, node: NodeId) -> bool {
+        self.nodes.get(node).and_then(|n| n.last_poor).is_some_and(|at| now.since(at) < SLANDER_US)
+    }
+
     /// Somebody met a bad source.
     pub(crate) fn complaint(&mut self, now: Time, by: NodeId, failure: &Failure) {
         let Source::Peer(peer) = failure.source else {
             return;
         };
         // Who is slow or cut off itself blames those who are not.
-        let poor = self.nodes.get(by).and_then(|n| n.last_poor).is_some_and(|at| now.since(at) < SLANDER_US);
-        let slander = poor && failure.kind != FailureKind::Checksum;
+        let slander = self.slanders(now, by) && failure.kind != FailureKind::Checksum;
         let Some(known) = self.nodes.get_mut(peer).filter(|_| peer != by && !slander) else {
             return;
         };
@@ -224,6 +228,7 @@ impl Core {
                 let distrusted = !before && known.quarantine.distrusted(now);
                 if let Some(for_us) = quarantined {
                     self.counters.quarantines += 1;
+                    self.demote_poor(now);
                     self.note(Note::Quarantined { node: peer, kind: failure.kind, for_us });
                 }
                 if distrusted {

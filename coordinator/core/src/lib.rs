@@ -78,8 +78,8 @@ pub struct Core {
     judged_from: Time,
     /// The same for the first node of a chain, whose flow is the origin's.
     head_judged_from: Time,
-    /// The node before the one that a chain was last led around.
-    blamed: Option<(NodeId, Time)>,
+    /// Where a chain last broke.
+    blamed: Option<(Time, chain::Break)>,
     /// Turns the starting points of bounded searches.
     rotation: u32,
     scratch: Scratch,

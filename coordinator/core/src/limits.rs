@@ -40,8 +40,10 @@ pub const DEMAND_PRIORITY: u32 = 1 << 20;
 /// Children per node and tree: with two, each node is inside every second tree, and trees are shallow.
 pub const FAN_OUT: u32 = 2;
 /// A chain of N nodes costs N piece times once: it is taken where that is at most this part of the version. Trees cost
-/// 9 to 15 % there, and more after accidents.
-pub const CHAIN_PART: u64 = 12;
+/// about 10 % there, and more after accidents.
+pub const CHAIN_PART: u64 = 64;
+/// Alternates in a chain: more would take from uplinks that have nothing to spare.
+pub const CHAIN_ALTERNATES: usize = 1;
 /// Longest chain: each link adds its latency, and a break holds up all behind it until it is found.
 pub const CHAIN_NODES_MAX: u32 = 128;
 /// A node that got less than this part of what the one before it in the chain got is where the chain breaks.
@@ -50,10 +52,12 @@ pub const CHAIN_LATE_PART: u64 = 4;
 /// it: completions come in batches.
 pub const CHAIN_BREAK_EXTENTS: u64 = 4;
 /// What a node fell behind is forgotten within about so many sweeps.
-pub const CHAIN_LAG_SWEEPS: u64 = 8;
+pub const CHAIN_LAG_SWEEPS: u64 = 16;
 /// What usually comes to a node is forgotten within about so many sweeps.
-pub const CHAIN_USUAL_SWEEPS: u64 = 32;
-/// A node behind which a chain breaks again this soon is itself to blame.
+pub const CHAIN_USUAL_SWEEPS: u64 = 64;
+/// A slow node that gets what the typical one gets in so many sweeps in a row is not slow any more.
+pub const KEPT_UP_SWEEPS: u8 = 4;
+/// A node behind which a chain breaks again, at another one, this soon is itself to blame.
 pub const BLAME_US: u64 = 5_000_000;
 /// Complaints of a node that was slow or cut off so recently do not count: what it could not reach was not to blame.
 pub const SLANDER_US: u64 = 10_000_000;
@@ -61,6 +65,8 @@ pub const SLANDER_US: u64 = 10_000_000;
 pub const HEAD_CALM_US: u64 = 5_000_000;
 /// A node that lacks so many extents more than the typical one (and the length of the chain) is late.
 pub const LATE_EXTENTS: u64 = 32;
+/// And what flows in so many sweeps: a chain may be led around a node once or twice until then.
+pub const LATE_SWEEPS: u64 = 8;
 /// Bytes on their way to a node of a chain, in windows: the chain goes on while a part of it is behind.
 pub const CHAIN_WINDOWS: u64 = 4;
 /// How far a node's account of bytes received and passed on counts, in extents: what lies long back is forgotten.
@@ -94,6 +100,8 @@ pub const OVERDUE_UNREADY_FACTOR: f64 = 1.5;
 pub const STALLED_FACTOR: f64 = 2.0;
 /// And at least this late: below it, re-sourcing costs more than waiting.
 pub const OVERDUE_SLACK_US: u64 = 500_000;
+/// In a chain, a source that still waits itself may be late by this many times more: its flow is judged before.
+pub const OVERDUE_CHAIN_FACTOR: f64 = 4.0;
 /// Each change of source doubles the wait before the next one, so often: perhaps the node itself is the slow one.
 pub const RESOURCE_DOUBLINGS_MAX: u8 = 6;
 

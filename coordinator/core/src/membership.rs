@@ -187,6 +187,8 @@ pub(crate) struct Node {
     pub(crate) demoted: u32,
     /// It was slow or not to be trusted at the last sweep.
     pub(crate) was_poor: bool,
+    /// Sweeps in a row in which as much came to it as to others.
+    pub(crate) kept_up: u8,
     /// The last sweep that found it so.
     pub(crate) last_poor: Option<Time>,
     pub(crate) slow_in: Slowness,
@@ -219,6 +221,7 @@ impl Node {
             flow: Flow::default(),
             demoted: 0,
             was_poor: false,
+            kept_up: 0,
             last_poor: None,
             slow_in: Slowness::default(),
             slow_out: Slowness::default(),

@@ -7,8 +7,8 @@ use crate::catalog::Dataset;
 use crate::event::{Action, NodeInfo, NodeState, Note, Source};
 use crate::flight::FlightNo;
 use crate::limits::{
-    LEASE_SLACK_US, OVERDUE_FACTOR, OVERDUE_SLACK_US, OVERDUE_UNREADY_FACTOR, RESOURCE_DOUBLINGS_MAX, STALLED_FACTOR,
-    UNREACHABLE_US,
+    LEASE_SLACK_US, OVERDUE_CHAIN_FACTOR, OVERDUE_FACTOR, OVERDUE_SLACK_US, OVERDUE_UNREADY_FACTOR,
+    RESOURCE_DOUBLINGS_MAX, STALLED_FACTOR, UNREACHABLE_US,
 };
 
 impl Core {
@@ -291,7 +291,6 @@ impl Core {
         }
         self.demote_poor(now);
         self.watch_chains(now);
-        self.demote_late();
         let flights: Vec<FlightNo> = self.flights.numbers().collect();
         for no in flights {
             self.check_flight(now, no);
@@ -347,7 +346,7 @@ impl Core {
             Source::Peer(source) => {
                 let since = flight.source_ready.unwrap_or(flight.started).max(flight.started);
                 let (node, resourced, extent) = (flight.node, flight.resourced, flight.extent);
-                let flight_waits = flight.source_ready.is_none();
+                let unready = flight.source_ready.is_none();
                 let slow = self.nodes.get(node).map_or(1.0, |n| n.slow_in.factor());
                 let stuck =
                     flight.source_ready.is_none() && self.nodes.get(source).is_some_and(|n| n.slow_in.factor() > 1.0);
@@ -360,9 +359,8 @@ impl Core {
                     let limit = (factor * typical * slow + queued + OVERDUE_SLACK_US as f64)
                         * f64::from(1u32 << resourced.min(RESOURCE_DOUBLINGS_MAX));
                     let chain = core.chain(ds);
-                    // In a chain, a source that waits itself is judged by its flow.
-                    let waits = chain && flight_waits;
-                    if typical == 0.0 || waits || (now.since(since) as f64) < limit {
+                    let limit = if chain && unready { OVERDUE_CHAIN_FACTOR * limit } else { limit };
+                    if typical == 0.0 || (now.since(since) as f64) < limit {
                         return;
                     }
                     // Only a node that has it all is surely better than one that is late.
