@@ -13,8 +13,9 @@ pub const PEER_PIECES_MAX: u32 = 64;
 pub const PEER_PIPELINE_BYTES: u64 = 8 << 20;
 /// A peer may have this many orders' pipelines under way: the next extent starts while the last one drains.
 pub const PEER_PIPELINES: u64 = 2;
-/// Ranged GETs at once: S3 gives one connection about 100 MB/s, and a single node need not fill its link from there.
-pub const ORIGIN_GETS_MAX: usize = 8;
+/// Ranged GETs at once: S3 gives one connection about 100 MB/s, and the first node of a chain reads for all. The
+/// coordinator's leases and the buffers keep it lower where that does.
+pub const ORIGIN_GETS_MAX: usize = 64;
 /// Pieces of a running GET that are counted against the buffers: it streams, so more never wait at once when the disk
 /// keeps up, and when it does not the shell's slots hold the stream back.
 pub const ORIGIN_WINDOW_PIECES: u64 = 4;
