@@ -156,8 +156,9 @@ pub const URING_DEPTH: u32 = 32;
 pub const URING_ENTRIES: u32 = 64;
 /// Journal entries and records that may wait for a disk that fails: some 20,000 pieces.
 pub const LOG_PENDING_BYTES_MAX: usize = 1 << 20;
-/// Shard files kept open, two descriptors each: well below the usual limit of 1,024 descriptors.
-pub const OPEN_SHARDS_MAX: usize = 192;
+/// Shard files kept open, two descriptors each and as many of the ring's: well below the usual limit of 1,024
+/// descriptors.
+pub const OPEN_SHARDS_MAX: usize = 128;
 /// Locks of a version that its shards share: a seal that re-reads a shard holds up one in so many others.
 pub const SHARD_GATES: usize = 64;
 /// Pieces read at once when a restart checks what the journal claims; each holds a slot.

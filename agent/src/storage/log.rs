@@ -32,11 +32,18 @@ struct Writer {
     end: u64,
     /// Length of the file in bytes.
     file_len: u64,
-    /// A batch that is being written, and where it ends in the count. Whoever ordered it may have gone away; the next
-    /// writer waits for it first.
-    batch: Option<(Answer<(io::Result<()>, Vec<u8>)>, u64)>,
+    /// A batch that is being written. Whoever ordered it may have gone away; the next writer waits for it first.
+    batch: Option<Batch>,
     /// The last batch's buffer, to be used again.
     spare: Vec<u8>,
+}
+
+#[derive(Debug)]
+struct Batch {
+    /// Whether it is written, and its buffer.
+    answer: Answer<(io::Result<()>, Vec<u8>)>,
+    /// Where it ends, in the count of `Pending::end`.
+    end: u64,
 }
 
 impl AppendLog {
@@ -82,15 +89,14 @@ impl AppendLog {
             std::mem::swap(&mut pending.bytes, &mut batch);
             pending.end
         };
-        writer.batch = Some((engine.append(&self.file, writer.file_len, batch), end));
+        writer.batch = Some(Batch { answer: engine.append(&self.file, writer.file_len, batch), end });
         self.finish(&mut writer).await
     }
 
     /// Waits for the batch that is being written.
     async fn finish(&self, writer: &mut Writer) -> io::Result<()> {
-        let Some((answer, end)) = &mut writer.batch else { return Ok(()) };
-        let (result, mut bytes) = answer.await;
-        let end = *end;
+        let Some(Batch { answer, end }) = &mut writer.batch else { return Ok(()) };
+        let (end, (result, mut bytes)) = (*end, answer.await);
         writer.batch = None;
         match result {
             Ok(()) => {
