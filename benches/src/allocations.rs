@@ -81,7 +81,7 @@ type Sent = tokio::sync::mpsc::Sender<Result<CoordinatorMessage, Status>>;
 /// What the scripted coordinator hears.
 enum Heard {
     Hello { node: String, listen: String, orders: Sent },
-    Said { node: String, what: Said },
+    Said { node: String, what: Box<Said> },
 }
 
 struct Scripted {
@@ -108,7 +108,7 @@ impl AgentService for Scripted {
         tokio::spawn(async move {
             while let Ok(Some(message)) = said.message().await {
                 let Some(what) = message.body else { continue };
-                let _ = heard.send(Heard::Said { node: node.clone(), what });
+                let _ = heard.send(Heard::Said { node: node.clone(), what: Box::new(what) });
             }
         });
         Ok(Response::new(ReceiverStream::new(rx)))
@@ -216,12 +216,12 @@ impl World {
     /// Waits until the node says what is waited for.
     fn until(&self, name: &str, done: impl Fn(&Said) -> bool) -> Result<(), Error> {
         loop {
-            match self.hear()? {
-                Heard::Said { node, what } if node == name && done(&what) => return Ok(()),
-                Heard::Said { node, what: what @ (Said::Failed(_) | Said::Storage(_) | Said::Problem(_)) } => {
-                    return Err(format!("{node}: {what:?}").into());
-                }
-                _ => {}
+            let Heard::Said { node, what } = self.hear()? else { continue };
+            if node == name && done(&what) {
+                return Ok(());
+            }
+            if matches!(*what, Said::Failed(_) | Said::Storage(_) | Said::Problem(_)) {
+                return Err(format!("{node}: {what:?}").into());
             }
         }
     }
