@@ -1,4 +1,5 @@
 //! The hot path allocates nothing per piece. Counts, and asserts no time.
+#![allow(clippy::unwrap_used)] // helpers of tests: a panic is the report
 
 use millstream_benches::allocations::{Setup, measure};
 use millstream_benches::counting::Counting;
