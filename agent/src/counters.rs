@@ -119,11 +119,13 @@ impl Counters {
     /// Counts a fallback, and logs its first occurrence.
     pub fn fallback(&self, from: &str, to: &str, reason: &str) {
         let mut all = locked(&self.fallbacks);
-        let count = all.entry((from.into(), to.into(), reason.into())).or_insert(0);
-        *count += 1;
-        if *count == 1 {
-            tracing::warn!(from, to, reason, "fallback");
+        // A handful of kinds, counted for every piece: looked through rather than copied to be looked up.
+        if let Some((_, count)) = all.iter_mut().find(|((f, t, r), _)| f == from && t == to && r == reason) {
+            *count += 1;
+            return;
         }
+        all.insert((from.into(), to.into(), reason.into()), 1);
+        tracing::warn!(from, to, reason, "fallback");
     }
 
     /// All fallbacks so far.

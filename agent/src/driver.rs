@@ -22,11 +22,14 @@ use tokio_util::task::TaskTracker;
 use crate::buffers::Arena;
 use crate::control::{CoordinatorLink, SessionEvent, SessionOut};
 use crate::counters::Counters;
+use crate::crew::Crew;
 use crate::local::{LocalState, LocalVersion};
 use crate::piece::{Unverified, Verified};
+use crate::reply;
 use crate::storage::{SealError, Store, WriteError};
 use crate::table::PieceTable;
-use crate::transport::{Carrier, Transport};
+use crate::transport::Carrier;
+use crate::transport::select::SelectTransport;
 
 mod care;
 mod carry;
@@ -94,7 +97,7 @@ struct OpenVersion {
 
 struct Peer {
     node: String,
-    address: String,
+    address: Arc<str>,
 }
 
 /// An accepted piece on its way to the disk.
@@ -110,7 +113,7 @@ pub(crate) struct Parts {
     pub store: Arc<Store>,
     pub arena: Arc<Arena>,
     pub table: Arc<PieceTable>,
-    pub transport: Arc<dyn Transport>,
+    pub transport: Arc<SelectTransport>,
     pub local: Arc<LocalState>,
     pub counters: Arc<Counters>,
     pub link: CoordinatorLink,
@@ -132,7 +135,11 @@ pub(crate) struct Driver {
     peers: Vec<Peer>,
     peer_ids: HashMap<String, PeerId>,
     held: HashMap<(FetchId, PieceNo), Unverified>,
-    fetches: HashMap<FetchId, oneshot::Sender<()>>,
+    /// Dropping one stops its fetch.
+    fetches: HashMap<FetchId, reply::Sender<()>>,
+    stops: reply::Replies<()>,
+    from_peers: Crew<carry::PeerFetch>,
+    to_disk: Crew<carry::Write>,
     /// Shards whose bytes are being removed, and writes of new bytes that wait for that.
     discarding: BTreeMap<(DatasetId, ShardNo), Vec<PieceToWrite>>,
     /// The carrier of the bytes that were rejected last; the report of the failure follows at once.
@@ -154,6 +161,9 @@ struct Rates {
 impl Driver {
     pub(crate) fn new(parts: Parts, core: AgentCore, inputs: Inputs) -> Driver {
         Driver {
+            from_peers: carry::peer_fetches(&parts, &inputs),
+            to_disk: carry::writes(&parts, &inputs),
+            stops: reply::Replies::default(),
             parts,
             core,
             started: Instant::now(),
@@ -213,6 +223,8 @@ impl Driver {
         self.send(Body::Leaving(v1::Leaving {}));
         self.fetches.clear(); // aborts every fetch
         self.session = None;
+        self.from_peers.close();
+        self.to_disk.close();
         self.parts.tasks.close();
         // Writes and seals in hand report here while they finish; nothing acts on it any more.
         let tasks = self.parts.tasks.clone();
@@ -297,7 +309,7 @@ impl Driver {
             return *id;
         }
         let id = PeerId(self.peers.len() as u32);
-        self.peers.push(Peer { node: node.to_owned(), address: address.to_owned() });
+        self.peers.push(Peer { node: node.to_owned(), address: address.into() });
         self.peer_ids.insert(address.to_owned(), id);
         id
     }

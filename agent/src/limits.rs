@@ -8,6 +8,13 @@ use std::time::Duration;
 pub const LAST_ERRORS_MAX: usize = 16;
 /// Inputs waiting for the driver: a few per fetch in flight; senders wait when it is full.
 pub const DRIVER_INPUTS_MAX: usize = 4096;
+/// Fetches from peers at once, at most: what the buffers hold of the smallest pieces. Each takes a task of some
+/// kilobytes, which stays; more wait for one.
+pub const FETCHES_MAX: usize = 4096;
+/// Pieces on their way to the disk at once, at most: the ring takes a few dozen, the others only wait for it.
+pub const WRITES_MAX: usize = 256;
+/// Cells for answers that are kept to be used again: one per request in flight, some hundred bytes each.
+pub const SPARE_REPLIES_MAX: usize = 4096;
 /// Messages to the coordinator that wait for a slow stream. Beyond it the session is dropped and begins anew with
 /// an inventory, which says the same in fewer words.
 pub const CONTROL_OUT_MAX: usize = 8192;
@@ -147,12 +154,11 @@ pub const BLOCKING_JOBS_MAX: usize = 8;
 pub const URING_DEPTH: u32 = 32;
 /// Submission queue of the ring: room for every operation in flight.
 pub const URING_ENTRIES: u32 = 64;
-/// Operations that may wait for the ring; senders then wait, each with its own slot.
-pub const URING_WAITING_MAX: usize = 256;
 /// Journal entries and records that may wait for a disk that fails: some 20,000 pieces.
 pub const LOG_PENDING_BYTES_MAX: usize = 1 << 20;
-/// Shard files kept open, two descriptors each: well below the usual limit of 1,024 descriptors.
-pub const OPEN_SHARDS_MAX: usize = 192;
+/// Shard files kept open, two descriptors each and as many of the ring's: well below the usual limit of 1,024
+/// descriptors.
+pub const OPEN_SHARDS_MAX: usize = 128;
 /// Locks of a version that its shards share: a seal that re-reads a shard holds up one in so many others.
 pub const SHARD_GATES: usize = 64;
 /// Pieces read at once when a restart checks what the journal claims; each holds a slot.

@@ -4,18 +4,17 @@
 //! [`PieceSource`] and wait here for pieces that are still on their way. Goals: a child is served the moment its
 //! parent has verified the piece, from the very buffer it arrived in. Non-goals: deciding anything.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use millstream_types::{Digest, Layout, PieceNo, PieceRange, RunSet};
-use tokio::sync::oneshot;
 
 use crate::limits::UNKNOWN_PIECE_GRACE;
 use crate::piece::{Served, Verified};
 use crate::storage::Store;
-use crate::transport::{PieceRequest, PieceSource};
+use crate::transport::{Inbox, Look, PieceRequest, PieceSource, Waiter};
 
 /// Where a piece is.
 enum Place {
@@ -32,19 +31,32 @@ struct Version {
     places: Vec<Place>,
     /// Pieces that this node was told to fetch: worth waiting for.
     expected: RunSet,
-    waiting: HashMap<PieceNo, Vec<oneshot::Sender<()>>>,
+    /// Who waits for which piece, by piece: they come and go nearly in order.
+    waiting: VecDeque<(PieceNo, Waiter)>,
 }
 
 impl Version {
     fn wake(&mut self, pieces: PieceRange) {
-        if self.waiting.is_empty() {
-            return;
+        let at = self.waiting.partition_point(|(piece, _)| *piece < pieces.start);
+        while let Some((piece, waiter)) = self.waiting.get(at)
+            && *piece < pieces.end
+        {
+            // Whoever is woken looks again.
+            waiter.wake();
+            self.waiting.remove(at);
         }
-        for piece in pieces {
-            // A waiter that is woken looks again; one that gave up does not mind.
-            for waiter in self.waiting.remove(&piece).into_iter().flatten() {
-                let _ = waiter.send(());
-            }
+    }
+
+    fn enlist(&mut self, piece: PieceNo, waiter: &Waiter) {
+        let at = self.waiting.partition_point(|(p, _)| *p <= piece);
+        self.waiting.insert(at, (piece, waiter.clone()));
+    }
+
+    fn strike(&mut self, piece: PieceNo, waiter: &Waiter) {
+        let from = self.waiting.partition_point(|(p, _)| *p < piece);
+        let mut same = self.waiting.range(from..).take_while(|(p, _)| *p == piece);
+        if let Some(at) = same.position(|(_, w)| w.is(waiter)) {
+            self.waiting.remove(from + at);
         }
     }
 }
@@ -53,13 +65,6 @@ impl Version {
 pub struct PieceTable {
     versions: Mutex<HashMap<Digest, Version>>,
     store: Arc<Store>,
-}
-
-enum Found {
-    Here(Verified),
-    OnDisk,
-    Wait { woken: oneshot::Receiver<()>, at_most: Duration },
-    No,
 }
 
 impl PieceTable {
@@ -85,13 +90,15 @@ impl PieceTable {
         for piece in have.iter() {
             places[piece as usize] = Place::Disk;
         }
-        let version = Version { layout, places, expected: RunSet::new(), waiting: HashMap::new() };
+        let version = Version { layout, places, expected: RunSet::new(), waiting: VecDeque::new() };
         self.locked().insert(digest, version);
     }
 
     /// A version was closed: whoever waits for its pieces is told no.
     pub fn close(&self, digest: &Digest) {
-        self.locked().remove(digest);
+        if let Some(mut version) = self.locked().remove(digest) {
+            version.wake(0..PieceNo::MAX);
+        }
     }
 
     /// This node was told to fetch these pieces.
@@ -138,49 +145,67 @@ impl PieceTable {
             }
         });
     }
+}
 
-    fn find(&self, request: &PieceRequest) -> Found {
-        let mut versions = self.locked();
-        let Some(version) = versions.get_mut(&request.digest) else { return Found::No };
-        match version.layout.get(request.piece) {
-            Some(place) if place.len == request.len => {}
-            _ => return Found::No,
-        }
-        match &version.places[request.piece as usize] {
-            Place::Memory(bytes) => Found::Here(bytes.clone()),
-            Place::Disk => Found::OnDisk,
-            Place::Missing => {
-                let expected = version.expected.contains(request.piece);
-                let (wake, woken) = oneshot::channel();
-                let waiters = version.waiting.entry(request.piece).or_default();
-                waiters.retain(|w| !w.is_closed());
-                waiters.push(wake);
-                Found::Wait { woken, at_most: if expected { Duration::MAX } else { UNKNOWN_PIECE_GRACE } }
-            }
-        }
+/// A wait that ends with its future.
+struct Waiting<'a> {
+    table: &'a PieceTable,
+    request: PieceRequest,
+    waiter: Waiter,
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.table.forget(&self.request, &self.waiter);
     }
 }
 
 #[async_trait]
 impl PieceSource for PieceTable {
+    fn look(&self, request: &PieceRequest, waiter: &Waiter) -> Look {
+        let mut versions = self.locked();
+        let Some(version) = versions.get_mut(&request.digest) else { return Look::No };
+        match version.layout.get(request.piece) {
+            Some(place) if place.len == request.len => {}
+            _ => return Look::No,
+        }
+        match &version.places[request.piece as usize] {
+            Place::Memory(bytes) => Look::Here(Served::Memory(bytes.clone())),
+            Place::Disk => {
+                drop(versions);
+                match self.store.piece_of_open_file(&request.digest, request.piece) {
+                    Some(served) => Look::Here(served),
+                    None => Look::Open,
+                }
+            }
+            Place::Missing => {
+                version.enlist(request.piece, waiter);
+                Look::Wait { expected: version.expected.contains(request.piece) }
+            }
+        }
+    }
+
+    fn forget(&self, request: &PieceRequest, waiter: &Waiter) {
+        self.with(&request.digest, |v| v.strike(request.piece, waiter));
+    }
+
     async fn open(&self, request: PieceRequest, deadline: Duration) -> Option<Served> {
         let until = tokio::time::Instant::now() + deadline;
+        let inbox = Arc::new(Inbox::default());
+        let waiting = Waiting { table: self, request, waiter: inbox.waiter(0) };
+        let mut woken = false;
         loop {
-            match self.find(&request) {
-                Found::Here(bytes) => return Some(Served::Memory(bytes)),
-                Found::OnDisk => return self.store.read_piece(&request.digest, request.piece).await.ok(),
-                Found::No => return None,
-                Found::Wait { woken, at_most } => {
-                    let now = tokio::time::Instant::now();
-                    let grace_ends = now.checked_add(at_most).unwrap_or(until);
-                    tokio::time::timeout_at(until.min(grace_ends), woken).await.ok()?.ok()?;
-                    let versions = self.locked();
-                    let version = versions.get(&request.digest)?;
-                    if matches!(version.places.get(request.piece as usize), Some(Place::Missing) | None)
-                        && !version.expected.contains(request.piece)
-                    {
-                        return None;
-                    }
+            match self.look(&request, &waiting.waiter) {
+                Look::Here(served) => return Some(served),
+                Look::Open => return self.store.read_piece(&request.digest, request.piece).await.ok(),
+                Look::No => return None,
+                // Its order was given back.
+                Look::Wait { expected: false } if woken => return None,
+                Look::Wait { expected } => {
+                    let grace = tokio::time::Instant::now() + UNKNOWN_PIECE_GRACE;
+                    let until = if expected { until } else { until.min(grace) };
+                    tokio::time::timeout_at(until, inbox.woken()).await.ok()?;
+                    woken = true;
                 }
             }
         }

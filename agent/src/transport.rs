@@ -4,6 +4,7 @@
 //! future that may be dropped. That is what lets a NIC write into it.
 
 use std::fmt;
+use std::future::Future;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -17,6 +18,9 @@ pub mod faulty;
 pub mod rdma;
 pub mod select;
 pub mod tcp;
+mod waiting;
+
+pub use waiting::{Inbox, Waiter};
 
 /// Which carrier bytes travelled by. The names are those of metrics and status.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -87,8 +91,7 @@ pub enum FetchError {
 }
 
 /// Fetches pieces from peers. Implementations: [`tcp::TcpTransport`]; [`select::SelectTransport`], which
-/// prefers RDMA; a faulty wrapper in tests.
-#[async_trait]
+/// prefers RDMA; a faulty wrapper in tests. Futures are concrete types, so that a fetch allocates nothing.
 pub trait Transport: Send + Sync + fmt::Debug {
     /// The carrier that is used for bytes that do not say themselves by which they came.
     fn carrier(&self) -> Carrier;
@@ -99,18 +102,42 @@ pub trait Transport: Send + Sync + fmt::Debug {
     ///
     /// # Errors
     /// [`FetchError`]; the slot has then gone back to the arena.
-    async fn fetch(
+    fn fetch(
         &self,
         peer: &str,
         request: PieceRequest,
         slot: Slot,
         deadline: Duration,
-    ) -> Result<Unverified, FetchError>;
+    ) -> impl Future<Output = Result<Unverified, FetchError>> + Send;
+}
+
+/// What a look at a source comes to.
+#[derive(Debug)]
+pub enum Look {
+    /// Here it is.
+    Here(Served),
+    /// Not yet: the waiter is woken when it is worth looking again.
+    Wait {
+        /// This node was told to fetch it. If not, its order may still be on the way, but not for long.
+        expected: bool,
+    },
+    /// To be had, but not at once: [`open`](PieceSource::open) it.
+    Open,
+    /// This node does not have it.
+    No,
 }
 
 /// Where a serving transport gets verified bytes. Implemented by the agent's piece table; faulty ones in tests.
 #[async_trait]
 pub trait PieceSource: Send + Sync + 'static {
+    /// The piece, if it can be had without blocking. Allocates nothing.
+    fn look(&self, _request: &PieceRequest, _waiter: &Waiter) -> Look {
+        Look::Open
+    }
+
+    /// The waiter does not want to be woken any more.
+    fn forget(&self, _request: &PieceRequest, _waiter: &Waiter) {}
+
     /// Waits until the piece is verified here, but no longer than `deadline` and not at all when this node neither
     /// has it nor is receiving it (`None`).
     async fn open(&self, request: PieceRequest, deadline: Duration) -> Option<Served>;

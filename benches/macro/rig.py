@@ -95,6 +95,13 @@ def cpu_seconds(process):
     return (int(fields[11]) + int(fields[12])) / CLOCK_TICKS
 
 
+def peak_rss_bytes(process):
+    """The most memory that a live process ever had resident, shared pages of its program counted."""
+    status = pathlib.Path(f"/proc/{process.pid}/status").read_text()
+    kib = next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM:"))
+    return int(kib) * 1024
+
+
 def median(values):
     values = sorted(values)
     middle = len(values) // 2
@@ -250,6 +257,9 @@ class Daemon:
 
     def cpu_seconds(self):
         return cpu_seconds(self.process)
+
+    def peak_rss_bytes(self):
+        return peak_rss_bytes(self.process)
 
     def close(self):
         stop(self.process)

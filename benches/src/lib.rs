@@ -1,1 +1,4 @@
-//! Benchmarks: see micro/ and macro/.
+//! Benchmarks: the binaries in `bin/`, and `macro/` beside this crate.
+
+pub mod allocations;
+pub mod counting;

@@ -18,6 +18,7 @@ use crate::dataset::{Dataset, PieceState};
 use crate::event::{Action, Assignment, Event, FetchId, PeerId, Report, Source};
 use crate::limits;
 use crate::order::Order;
+use crate::ordered::OrderedMap;
 use crate::owners::Owners;
 
 /// The agent's policy. Drive it as [`event`](crate::event) says: events in, then drain the actions.
@@ -32,12 +33,12 @@ pub struct AgentCore {
     /// other do not fill their buffers with requests in opposite orders.
     queue: BTreeSet<(Reverse<u32>, AssignmentId)>,
     owners: Owners,
-    fetches: BTreeMap<FetchId, Fetch>,
+    fetches: OrderedMap<FetchId, Fetch>,
     next_fetch: u64,
     /// Received, but the checksum is not known yet.
-    held: BTreeMap<(DatasetId, PieceNo), Held>,
+    held: OrderedMap<(DatasetId, PieceNo), Held>,
     /// Accepted, the disk has not answered yet.
-    writing: BTreeMap<(DatasetId, PieceNo), Writing>,
+    writing: OrderedMap<(DatasetId, PieceNo), Writing>,
     peers: BTreeMap<PeerId, Peer>,
     origin_gets: usize,
     /// Ranged GETs at once, fewer after the origin asked for fewer.
@@ -119,10 +120,10 @@ impl AgentCore {
             orders: BTreeMap::new(),
             queue: BTreeSet::new(),
             owners: Owners::default(),
-            fetches: BTreeMap::new(),
+            fetches: OrderedMap::default(),
             next_fetch: 0,
-            held: BTreeMap::new(),
-            writing: BTreeMap::new(),
+            held: OrderedMap::default(),
+            writing: OrderedMap::default(),
             peers: BTreeMap::new(),
             origin_gets: 0,
             charged_bytes: 0,

@@ -12,6 +12,7 @@ mod dataset;
 pub mod event;
 pub mod limits;
 mod order;
+mod ordered;
 mod owners;
 pub mod rails;
 pub mod wire;

@@ -1,11 +1,10 @@
 //! One order of the coordinator, while it is carried out.
 
-use std::collections::BTreeSet;
-
 use millstream_types::{AssignmentId, DatasetId, PieceRange, RunSet, Time};
 
 use crate::event::{Assignment, Failure, FetchId, PeerId, Source};
 use crate::limits;
+use crate::ordered::OrderedMap;
 
 /// An order in hand. Its pieces are those that `Owners` says are its own.
 #[derive(Debug)]
@@ -27,7 +26,7 @@ pub(crate) struct Order {
     /// Pieces verified and being written.
     pub writing: u32,
     /// Its fetches that were not aborted.
-    pub fetches: BTreeSet<FetchId>,
+    pub fetches: OrderedMap<FetchId, ()>,
     /// Bytes of those (from peers).
     pub asked_bytes: u64,
     /// Bytes accepted for it.
@@ -74,7 +73,7 @@ impl Order {
             todo: RunSet::new(),
             left: 0,
             writing: 0,
-            fetches: BTreeSet::new(),
+            fetches: OrderedMap::default(),
             asked_bytes: 0,
             bytes: 0,
             started: None,

@@ -3,16 +3,21 @@
 //! Every task started here owns the buffers of its operation and answers with exactly the inputs that the core
 //! expects; stopping one (dropping its `oneshot`) makes it answer, not vanish.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use millstream_agent_core::event::{Action, Event, Failure, FailureKind, FetchId, Report, Source};
-use millstream_types::{Crc64, DatasetId, PieceNo, PieceRange, ShardNo};
-use tokio::sync::oneshot;
+use millstream_types::{Crc64, DatasetId, Digest, PieceNo, PieceRange, ShardNo};
 
-use super::{Driver, Input, PieceToWrite, Slot};
+use super::{Driver, Input, Inputs, Parts, PieceToWrite, Slot};
+use crate::buffers::Arena;
+use crate::crew::Crew;
+use crate::limits::{FETCHES_MAX, WRITES_MAX};
 use crate::origin::{ExtentRead, read_extent};
+use crate::reply;
 use crate::storage::{SealError, WriteError};
-use crate::transport::{Carrier, FetchError, PieceRequest};
+use crate::transport::select::SelectTransport;
+use crate::transport::{Carrier, FetchError, PieceRequest, Transport as _};
 
 impl Driver {
     pub(super) fn carry(&mut self, action: Action) {
@@ -49,7 +54,7 @@ impl Driver {
         source: Source,
         deadline: Duration,
     ) {
-        let (stop, stopped) = oneshot::channel();
+        let (stop, stopped) = self.stops.pair();
         let inputs = self.inputs.clone();
         let Some((digest, manifest)) = self.open(dataset).map(|o| (o.digest, o.local.manifest.clone())) else {
             let failure = failure(FailureKind::Cancelled, source, None, "the version is closed here".into());
@@ -58,9 +63,9 @@ impl Driver {
             return;
         };
         self.fetches.insert(fetch, stop);
-        let arena = self.parts.arena.clone();
         match source {
             Source::Origin => {
+                let arena = self.parts.arena.clone();
                 let origin = self.origin_of(dataset);
                 self.parts.tasks.spawn(async move {
                     let read = ExtentRead { fetch, dataset, manifest, pieces, deadline };
@@ -73,27 +78,9 @@ impl Driver {
             }
             Source::Peer(peer) => {
                 let Some(address) = self.peers.get(peer.0 as usize).map(|p| p.address.clone()) else { return };
-                let transport = self.parts.transport.clone();
                 let piece = pieces.start;
                 let request = PieceRequest { digest, piece, len: manifest.layout().place(piece).len };
-                self.parts.tasks.spawn(async move {
-                    let fetched = async {
-                        let slot = arena.slot(request.len as usize).await;
-                        transport.fetch(&address, request, slot, deadline).await
-                    };
-                    let result = tokio::select! {
-                        result = fetched => result,
-                        _ = stopped => Err(FetchError::Cancelled),
-                    };
-                    let result = match result {
-                        Ok(bytes) => {
-                            let _ = inputs.send(Input::Received { fetch, dataset, piece, source, bytes }).await;
-                            Ok(())
-                        }
-                        Err(error) => Err(peer_failure(source, piece, &error)),
-                    };
-                    let _ = inputs.send(Input::FetchEnded { fetch, result }).await;
-                });
+                self.from_peers.give(PeerFetch { fetch, dataset, source, address, request, deadline, stopped });
             }
         }
     }
@@ -132,12 +119,7 @@ impl Driver {
             waiting.push(write);
             return;
         }
-        let (store, inputs) = (self.parts.store.clone(), self.inputs.clone());
-        self.parts.tasks.spawn(async move {
-            let PieceToWrite { piece, bytes, crc, from_origin } = write;
-            let result = store.write(&digest, piece, bytes, crc, from_origin).await;
-            let _ = inputs.send(Input::Written { dataset, piece, result }).await;
-        });
+        self.to_disk.give(Write { dataset, digest, write });
     }
 
     pub(super) fn apply_written(&mut self, dataset: DatasetId, piece: PieceNo, result: Result<(), WriteError>) {
@@ -227,6 +209,66 @@ impl Driver {
             p.bytes_ready = have.runs().iter().map(|r| layout.range_bytes(r.clone())).sum();
         });
     }
+}
+
+/// One piece to be fetched from a peer.
+pub(super) struct PeerFetch {
+    fetch: FetchId,
+    dataset: DatasetId,
+    source: Source,
+    address: Arc<str>,
+    request: PieceRequest,
+    deadline: Duration,
+    stopped: reply::Receiver<()>,
+}
+
+/// Those who fetch from peers.
+pub(super) fn peer_fetches(parts: &Parts, inputs: &Inputs) -> Crew<PeerFetch> {
+    let (arena, transport, inputs) = (parts.arena.clone(), parts.transport.clone(), inputs.clone());
+    Crew::new(parts.tasks.clone(), FETCHES_MAX, move |job| {
+        fetch_from_peer(job, arena.clone(), transport.clone(), inputs.clone())
+    })
+}
+
+async fn fetch_from_peer(job: PeerFetch, arena: Arc<Arena>, transport: Arc<SelectTransport>, inputs: Inputs) {
+    let PeerFetch { fetch, dataset, source, address, request, deadline, stopped } = job;
+    let fetched = async {
+        let slot = arena.slot(request.len as usize).await;
+        transport.fetch(&address, request, slot, deadline).await
+    };
+    let result = tokio::select! {
+        result = fetched => result,
+        _ = stopped => Err(FetchError::Cancelled),
+    };
+    let piece = request.piece;
+    let result = match result {
+        Ok(bytes) => {
+            let _ = inputs.send(Input::Received { fetch, dataset, piece, source, bytes }).await;
+            Ok(())
+        }
+        Err(error) => Err(peer_failure(source, piece, &error)),
+    };
+    let _ = inputs.send(Input::FetchEnded { fetch, result }).await;
+}
+
+/// One piece to be written.
+pub(super) struct Write {
+    dataset: DatasetId,
+    digest: Digest,
+    write: PieceToWrite,
+}
+
+/// Those who write.
+pub(super) fn writes(parts: &Parts, inputs: &Inputs) -> Crew<Write> {
+    let (store, inputs) = (parts.store.clone(), inputs.clone());
+    Crew::new(parts.tasks.clone(), WRITES_MAX, move |Write { dataset, digest, write }| {
+        let (store, inputs) = (store.clone(), inputs.clone());
+        async move {
+            let PieceToWrite { piece, bytes, crc, from_origin } = write;
+            let result = store.write(&digest, piece, bytes, crc, from_origin).await;
+            let _ = inputs.send(Input::Written { dataset, piece, result }).await;
+        }
+    })
 }
 
 /// A failure in the core's words.

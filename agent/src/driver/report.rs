@@ -5,6 +5,7 @@ use millstream_proto::v1::{self, agent_message::Body, source::From as WireSource
 use millstream_types::{DatasetId, RunSet};
 
 use super::Driver;
+use crate::transport::Transport as _;
 
 /// The name of a failure kind on the wire (the coordinator's core has the same list).
 pub(super) fn kind_name(kind: FailureKind) -> &'static str {
@@ -109,7 +110,7 @@ impl Driver {
                 let peer = self.peers.get(peer.0 as usize);
                 WireSource::Peer(v1::PeerSource {
                     node: peer.map(|p| p.node.clone()).unwrap_or_default(),
-                    address: peer.map(|p| p.address.clone()).unwrap_or_default(),
+                    address: peer.map(|p| p.address.to_string()).unwrap_or_default(),
                 })
             }
         };

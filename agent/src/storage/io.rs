@@ -5,14 +5,14 @@
 //! from the arena where the file system takes it, buffered where it does not, per file and counted; short transfers
 //! are never seen by the caller. Non-goals: knowing what the bytes are.
 
+use std::any::Any;
 use std::fmt;
 use std::fs::File;
 use std::io;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
-use async_trait::async_trait;
 use rustix::fs::{FallocateFlags, OFlags};
 use rustix::io::Errno;
 
@@ -23,7 +23,10 @@ use crate::piece::{Unverified, Verified};
 
 pub mod blocking;
 pub mod faulty;
+mod op;
 pub mod uring;
+
+pub use op::{Answer, Answers, Done, Op};
 
 /// What a file is opened for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,6 +51,17 @@ struct Inner {
     /// The file system took O_DIRECT when opening, but not when writing.
     refused: AtomicBool,
     len: u64,
+    /// What the engine keeps beside it; goes with it.
+    kept: OnceLock<Kept>,
+}
+
+/// Something of an engine's that lives as long as a file is open.
+struct Kept(Box<dyn Any + Send + Sync>);
+
+impl fmt::Debug for Kept {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Kept")
+    }
 }
 
 impl FileHandle {
@@ -81,7 +95,19 @@ impl FileHandle {
             Err(e) if matches!(Errno::from_io_error(&e), Some(Errno::INVAL | Errno::OPNOTSUPP)) => None,
             Err(e) => return Err(e),
         };
-        Ok(FileHandle(Arc::new(Inner { file: Arc::new(file), direct, refused: AtomicBool::new(false), len })))
+        Ok(FileHandle(Arc::new(Inner {
+            file: Arc::new(file),
+            direct,
+            refused: AtomicBool::new(false),
+            len,
+            kept: OnceLock::new(),
+        })))
+    }
+
+    /// A file that grows, through the page cache: for records.
+    pub(super) fn growing(file: File) -> FileHandle {
+        let (file, refused) = (Arc::new(file), AtomicBool::new(false));
+        FileHandle(Arc::new(Inner { file, direct: None, refused, len: u64::MAX, kept: OnceLock::new() }))
     }
 
     /// The file itself: for sending, syncing, and its attributes.
@@ -104,6 +130,11 @@ impl FileHandle {
         self.0.direct.as_ref().filter(|_| !self.0.refused.load(Ordering::Relaxed))
     }
 
+    /// What the engine keeps beside the file, made when first asked for. `None`: another engine keeps something.
+    fn keep<T: Any + Send + Sync>(&self, make: impl FnOnce() -> T) -> Option<&T> {
+        self.0.kept.get_or_init(|| Kept(Box::new(make()))).0.downcast_ref()
+    }
+
     fn refuse_direct(&self) {
         self.0.refused.store(true, Ordering::Relaxed);
     }
@@ -121,38 +152,69 @@ fn allocate(file: &File, len: u64) -> io::Result<()> {
 }
 
 /// Writes and reads pieces. One conformance suite (`tests/storage_io.rs`) holds for every implementation.
-#[async_trait]
+///
+/// Engines implement [`submit`](Self::submit); the other methods make the operation and its answer, and allocate
+/// nothing once as many were under way before.
 pub trait Engine: Send + Sync + fmt::Debug + 'static {
     /// `uring` or `blocking`.
     fn name(&self) -> &'static str;
+
+    /// Carries an operation out, sooner or later, and answers. Within a tokio runtime.
+    fn submit(&self, op: Op);
+
+    /// Cells for the answers.
+    fn answers(&self) -> &Answers;
 
     /// Opens a file below `dir`.
     ///
     /// # Errors
     /// Those of the system.
-    async fn open(&self, dir: &Dir, path: &str, purpose: Purpose) -> io::Result<FileHandle> {
-        let (dir, path) = (dir.clone(), path.to_owned());
-        run_blocking(move || FileHandle::open(&dir, &path, purpose)).await
+    fn open(&self, dir: &Dir, path: &str, purpose: Purpose) -> Answer<io::Result<FileHandle>> {
+        let (done, answer) = self.answers().files.pair();
+        self.submit(Op::Open { dir: dir.clone(), path: path.to_owned(), purpose, done });
+        Answer(answer)
     }
 
     /// Writes all of a piece at `offset`, or fails. The file keeps its length.
     ///
     /// # Errors
     /// Those of the system; `InvalidInput` when it would end past the file's length.
-    async fn write_piece(&self, file: &FileHandle, offset: u64, piece: Verified) -> io::Result<()>;
+    fn write_piece(&self, file: &FileHandle, offset: u64, piece: Verified) -> Answer<io::Result<()>> {
+        let (done, answer) = self.answers().units.pair();
+        self.submit(Op::Write { file: file.clone(), offset, piece, done });
+        Answer(answer)
+    }
 
     /// Reads exactly `len` bytes at `offset` into the start of `slot`, from the disk rather than the page cache where
     /// that is possible. What follows them in the slot is undefined.
     ///
     /// # Errors
     /// Those of the system; `UnexpectedEof` when there are not as many. The slot has then gone back to the arena.
-    async fn read_into(&self, file: &FileHandle, offset: u64, len: u32, slot: Slot) -> io::Result<Slot>;
+    fn read_into(&self, file: &FileHandle, offset: u64, len: u32, slot: Slot) -> Answer<io::Result<Slot>> {
+        let (done, answer) = self.answers().slots.pair();
+        self.submit(Op::Read { file: file.clone(), offset, len, slot, done });
+        Answer(answer)
+    }
+
+    /// Writes `bytes` at `offset` through the page cache; the buffer comes back, to be used again.
+    ///
+    /// # Errors
+    /// Those of the system; part of the bytes may be written then.
+    fn append(&self, file: &FileHandle, offset: u64, bytes: Vec<u8>) -> Answer<(io::Result<()>, Vec<u8>)> {
+        let (done, answer) = self.answers().appends.pair();
+        self.submit(Op::Append { file: file.clone(), offset, bytes, done });
+        Answer(answer)
+    }
 
     /// Makes everything written to it lasting.
     ///
     /// # Errors
     /// Those of the system. What was written may then be lost even if a later sync succeeds.
-    async fn sync(&self, file: &FileHandle) -> io::Result<()>;
+    fn sync(&self, file: &FileHandle) -> Answer<io::Result<()>> {
+        let (done, answer) = self.answers().units.pair();
+        self.submit(Op::Sync { file: file.clone(), done });
+        Answer(answer)
+    }
 }
 
 /// Runs something that blocks, off the async threads. It runs to its end also when the caller goes away.

@@ -15,7 +15,7 @@ use super::error::SealError;
 use super::io::{FileHandle, run_blocking};
 use super::records::Attributes;
 use super::store::Store;
-use super::version::Version;
+use super::version::{Use, Version};
 
 /// A checksum of a whole file that piece checksums do not combine into.
 pub(super) enum WholeHash {
@@ -90,14 +90,17 @@ impl Store {
         let len = version.layout().shard_len(shard);
         let (datasets, partial, path) =
             (self.dirs.datasets.clone(), version.partial.clone(), version.sealed_path(shard));
-        let attributes = run_blocking(move || expose(&file, len, &partial, shard, &datasets, &path));
+        let moved = file.clone();
+        let attributes = run_blocking(move || expose(&moved, len, &partial, shard, &datasets, &path));
         let attributes = attributes.await.map_err(disk)?;
         let record = version.state().record(version.layout(), shard, attributes, crc);
-        if let Err(error) = version.records.append(|out| record.encode(&version.digest, out)).await {
+        if let Err(error) = version.records.append(&*self.engine, |out| record.encode(&version.digest, out)).await {
             // It is visible and right; only a restart will read it once more.
             tracing::warn!(digest = %version.digest, shard, %error, "cannot record a sealed shard");
         }
         version.state().sealed.insert(shard);
+        // Peers that are a few pieces behind ask for it next.
+        self.files.insert(&version.digest, shard, Use::Reading, file);
         self.quota().update(&version.digest, |held| {
             held.partial = held.partial.saturating_sub(len);
             held.used += len;

@@ -263,7 +263,7 @@ impl Store {
         let file = self.partial_file(&version, place.shard).await.map_err(disk)?;
         self.engine.write_piece(&file, place.offset, bytes).await.map_err(disk)?;
         let entry = Entry { shard: place.shard, piece, len: place.len, crc, from_origin };
-        version.journal.append(|out| entry.encode(digest, out)).await.map_err(disk)?;
+        version.journal.append(&*self.engine, |out| entry.encode(digest, out)).await.map_err(disk)?;
         let mut state = version.state();
         if !state.have.contains(piece) {
             state.add(piece, crc, from_origin);
@@ -277,10 +277,24 @@ impl Store {
         if let Some(file) = self.files.get(&version.digest, shard, Use::Writing) {
             return Ok(file);
         }
+        let _opening = version.opening.lock().await;
+        if let Some(file) = self.files.get(&version.digest, shard, Use::Writing) {
+            return Ok(file);
+        }
         let purpose = Purpose::Write { len: version.layout().shard_len(shard) };
         let file = self.engine.open(&version.partial, &Version::partial_name(shard), purpose).await?;
         self.files.insert(&version.digest, shard, Use::Writing, file.clone());
         Ok(file)
+    }
+
+    /// A piece that is on disk, as a place in a file that is open already.
+    pub fn piece_of_open_file(&self, digest: &Digest, piece: PieceNo) -> Option<Served> {
+        let version = self.version(digest)?;
+        let place = version.layout().get(piece)?;
+        let crc = version.crc_on_disk(piece)?;
+        let file = self.files.get(digest, place.shard, Use::Reading);
+        let file = file.or_else(|| self.files.get(digest, place.shard, Use::Writing))?;
+        Some(Served::File { file: file.file().clone(), offset: place.offset, len: place.len, crc })
     }
 
     /// A piece that is on disk, as a place in an open file.
@@ -288,25 +302,21 @@ impl Store {
     /// # Errors
     /// [`ReadError`].
     pub async fn read_piece(&self, digest: &Digest, piece: PieceNo) -> Result<Served, ReadError> {
+        if let Some(served) = self.piece_of_open_file(digest, piece) {
+            return Ok(served);
+        }
         let version = self.version(digest).ok_or(ReadError::NotOpen(*digest))?;
         let not_here = || ReadError::NotHere { digest: *digest, piece };
         let place = version.layout().get(piece).ok_or_else(not_here)?;
-        let crc_now = || {
-            let state = version.state();
-            state.have.contains(piece).then(|| state.crcs[piece as usize])
-        };
-        let crc = crc_now().ok_or_else(not_here)?;
-        let cached = self.files.get(digest, place.shard, Use::Reading);
-        let file = match cached.or_else(|| self.files.get(digest, place.shard, Use::Writing)) {
-            Some(file) => file,
-            None => {
-                // While the gate is held the file is neither moved nor removed.
-                let _gate = version.gate(place.shard).read().await;
-                crc_now().ok_or_else(not_here)?;
-                let disk = |error| ReadError::Disk { key: version.key(place.shard), error };
-                self.open_for_reading(&version, place.shard).await.map_err(disk)?
-            }
-        };
+        // While the gate is held the file is neither moved nor removed.
+        let _gate = version.gate(place.shard).read().await;
+        let _opening = version.opening.lock().await;
+        if let Some(served) = self.piece_of_open_file(digest, piece) {
+            return Ok(served);
+        }
+        let crc = version.crc_on_disk(piece).ok_or_else(not_here)?;
+        let disk = |error| ReadError::Disk { key: version.key(place.shard), error };
+        let file = self.open_for_reading(&version, place.shard).await.map_err(disk)?;
         Ok(Served::File { file: file.file().clone(), offset: place.offset, len: place.len, crc })
     }
 

@@ -25,6 +25,9 @@ pub(super) struct Version {
     pub records: AppendLog,
     /// Shared by a shard's writers, alone for who seals or removes it. Shards share gates.
     gates: Box<[RwLock<()>]>,
+    /// Held while a file is opened: the first pieces, and the first requests for them, come together, and one opening
+    /// is enough.
+    pub opening: tokio::sync::Mutex<()>,
     state: Mutex<VersionState>,
 }
 
@@ -98,7 +101,8 @@ impl Version {
     ) -> Version {
         let gates = (0..SHARD_GATES).map(|_| RwLock::new(())).collect();
         let digest = manifest.digest();
-        Version { manifest, digest, partial, journal, records, gates, state: Mutex::new(state) }
+        let opening = tokio::sync::Mutex::new(());
+        Version { manifest, digest, partial, journal, records, gates, opening, state: Mutex::new(state) }
     }
 
     pub fn layout(&self) -> &Layout {
@@ -107,6 +111,12 @@ impl Version {
 
     pub fn state(&self) -> MutexGuard<'_, VersionState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What a piece on disk sums to.
+    pub fn crc_on_disk(&self, piece: PieceNo) -> Option<Crc64> {
+        let state = self.state();
+        state.have.contains(piece).then(|| state.crcs[piece as usize])
     }
 
     /// The gate of a shard. Nobody holds two, but who takes all of them in order.

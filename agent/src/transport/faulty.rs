@@ -227,7 +227,6 @@ impl<T: fmt::Debug> fmt::Debug for FaultyTransport<T> {
     }
 }
 
-#[async_trait]
 impl<T: Transport> Transport for FaultyTransport<T> {
     fn carrier(&self) -> Carrier {
         self.inner.carrier()

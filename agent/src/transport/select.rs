@@ -9,7 +9,6 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use async_trait::async_trait;
 use millstream_agent_core::cooldown::Cooldowns;
 #[cfg(feature = "rdma")]
 use millstream_agent_core::cooldown::Trial;
@@ -241,7 +240,6 @@ impl Drop for Probe<'_> {
     }
 }
 
-#[async_trait]
 impl Transport for SelectTransport {
     fn carrier(&self) -> Carrier {
         Carrier::Tcp

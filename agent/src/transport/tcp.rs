@@ -165,7 +165,6 @@ impl std::fmt::Debug for TcpTransport {
     }
 }
 
-#[async_trait]
 impl Transport for TcpTransport {
     fn carrier(&self) -> Carrier {
         Carrier::Tcp

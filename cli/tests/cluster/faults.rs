@@ -192,6 +192,50 @@ fn blocking_io_does_the_same_and_is_shown() {
     assert_eq!(node(&status, &node_name(0))["io"], "blocking");
 }
 
+/// The kernel itself says no, as it does in containers: blocking calls take over, and that is counted and shown.
+#[test]
+fn where_the_kernel_refuses_io_uring_blocking_calls_take_over_and_it_shows() {
+    let cluster = with_shards(Cluster::builder(2).refuse_io_uring(0).start());
+    cluster.stage_and_wait();
+    cluster.assert_identical();
+    let status = cluster.status().unwrap();
+    assert_eq!(node(&status, &node_name(0))["io"], "blocking");
+    let fallbacks = |i| {
+        let series = cluster.agent_metrics(i).into_iter();
+        let of_uring = series.filter(|(name, _)| {
+            name.starts_with("millstream_fallbacks_total") && name.contains(r#"from="uring",to="blocking""#)
+        });
+        of_uring.collect::<Vec<_>>()
+    };
+    let counted = fallbacks(0);
+    assert!(matches!(&counted[..], [(name, 1.0)] if name.contains("not permitted")), "{counted:?}");
+    cluster.until_status("the fallback is shown", |s| {
+        let alarms = s["alarms"].to_string();
+        alarms.contains(&node_name(0)) && alarms.contains("uring") && alarms.contains("blocking")
+    });
+}
+
+/// A cable is pulled in the middle of a stage, and put back. The others go on meanwhile.
+#[test]
+fn a_link_that_is_cut_for_five_seconds_costs_a_pause_and_nothing_else() {
+    let cluster = with_shards(Cluster::builder(3).networked().start());
+    cluster.s3().set_rate(Some(1 << 20));
+    cluster.stage();
+    cluster.until_share(0.2);
+    cluster.network().cut(1);
+    // The length of the fault, not a wait for something.
+    std::thread::sleep(Duration::from_secs(5));
+    let while_cut = cluster.origin_bytes();
+    assert!(while_cut < cluster.bytes(), "the stage was over before the link came back");
+    cluster.network().mend(1);
+    cluster.s3().set_rate(None);
+    cluster.wait("all");
+    cluster.assert_identical();
+    // What the cut node was reading is read again by another; the rest once.
+    let (read, size) = (cluster.origin_bytes() as f64, cluster.bytes() as f64);
+    assert!(read <= 1.25 * size, "the origin sent {read} bytes of {size}");
+}
+
 fn flip_a_byte(cluster: &Cluster, i: usize, key: &str) {
     let path = cluster.root(i).join(key);
     fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();

@@ -13,6 +13,8 @@ use std::time::{Duration, Instant};
 use millstream_sim_s3::{ObjectOptions, S3Server, S3ServerGuard, Seeded, ServerConfig, ServerHandle};
 use serde_json::Value;
 
+use crate::network::{HUB, Network};
+use crate::seccomp::refuse_io_uring;
 use crate::watcher::Watcher;
 
 /// Long enough for a loaded machine; a wait that ends in time costs nothing.
@@ -32,6 +34,8 @@ pub struct Builder {
     agent_arguments: Vec<String>,
     agent_environment: BTreeMap<usize, Vec<(String, String)>>,
     versioned: bool,
+    refused_io_uring: Vec<usize>,
+    networked: bool,
 }
 
 impl Builder {
@@ -53,6 +57,18 @@ impl Builder {
         self
     }
 
+    /// The kernel refuses io_uring to one agent.
+    pub fn refuse_io_uring(mut self, agent: usize) -> Builder {
+        self.refused_io_uring.push(agent);
+        self
+    }
+
+    /// Each agent is behind a link of its own, in a network of this test's.
+    pub fn networked(mut self) -> Builder {
+        self.networked = true;
+        self
+    }
+
     /// Starts it; all agents are up at the coordinator when this returns.
     pub fn start(self) -> Cluster {
         Cluster::new(self)
@@ -65,14 +81,29 @@ pub struct Daemon {
     arguments: Vec<String>,
     environment: Vec<(String, String)>,
     dir: PathBuf,
+    place: Place,
     child: Option<Child>,
     ready: Value,
 }
 
+/// What is particular about where a daemon runs.
+#[derive(Clone, Default)]
+struct Place {
+    /// Words before the command.
+    enter: Vec<String>,
+    refuse_io_uring: bool,
+}
+
 impl Daemon {
-    fn start(name: &str, arguments: Vec<String>, environment: Vec<(String, String)>, dir: &Path) -> Daemon {
-        let name = name.to_owned();
-        let mut daemon = Daemon { name, arguments, environment, dir: dir.into(), child: None, ready: Value::Null };
+    fn start(
+        name: &str,
+        arguments: Vec<String>,
+        environment: Vec<(String, String)>,
+        dir: &Path,
+        place: Place,
+    ) -> Daemon {
+        let (name, dir) = (name.to_owned(), dir.to_owned());
+        let mut daemon = Daemon { name, arguments, environment, dir, place, child: None, ready: Value::Null };
         daemon.restart();
         daemon
     }
@@ -103,7 +134,11 @@ impl Daemon {
         let ready = self.dir.join(format!("{}.ready", self.name));
         let _ = fs::remove_file(&ready);
         let log = File::options().append(true).create(true).open(self.log_path()).unwrap();
-        let child = millstream()
+        let mut command = millstream_from(&self.place.enter);
+        if self.place.refuse_io_uring {
+            refuse_io_uring(&mut command);
+        }
+        let child = command
             .args(&self.arguments)
             .arg("--ready-file")
             .arg(&ready)
@@ -188,6 +223,7 @@ pub struct Cluster {
     agents: Vec<Daemon>,
     coordinator: Daemon,
     s3: S3ServerGuard,
+    network: Option<Network>,
     expected: Expected,
     url: String,
     aws: Vec<(String, String)>,
@@ -203,14 +239,24 @@ impl Cluster {
 
     /// The same, with more to say.
     pub fn builder(nodes: usize) -> Builder {
-        Builder { nodes, agent_arguments: Vec::new(), agent_environment: BTreeMap::new(), versioned: false }
+        Builder {
+            nodes,
+            agent_arguments: Vec::new(),
+            agent_environment: BTreeMap::new(),
+            versioned: false,
+            refused_io_uring: Vec::new(),
+            networked: false,
+        }
     }
 
     fn new(builder: Builder) -> Cluster {
+        // Before anything is started: what this thread starts is where this thread is.
+        let network = builder.networked.then(|| Network::enter(builder.nodes));
+        let hub = if network.is_some() { HUB } else { "127.0.0.1" };
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-        let s3 = runtime
-            .block_on(S3Server::start(ServerConfig { versioned: builder.versioned, ..ServerConfig::default() }))
-            .unwrap();
+        let listen = format!("{hub}:0").parse().unwrap();
+        let config = ServerConfig { versioned: builder.versioned, listen, ..ServerConfig::default() };
+        let s3 = runtime.block_on(S3Server::start(config)).unwrap();
         let dir = tempfile::tempdir().unwrap();
         let aws = [
             ("AWS_ENDPOINT_URL", s3.endpoint()),
@@ -221,9 +267,10 @@ impl Cluster {
         ];
         let aws: Vec<(String, String)> = aws.map(|(k, v)| (k.to_owned(), v)).into();
         let state = dir.path().join("state").to_string_lossy().into_owned();
-        let grpc = format!("127.0.0.1:{}", fixed_port());
+        let grpc = format!("{hub}:{}", fixed_port());
         let arguments = ["coordinator", "--grpc", &grpc, "--http", "127.0.0.1:0", "--state-dir", &state];
-        let coordinator = Daemon::start("coordinator", arguments.map(str::to_owned).into(), aws.clone(), dir.path());
+        let arguments = arguments.map(str::to_owned).into();
+        let coordinator = Daemon::start("coordinator", arguments, aws.clone(), dir.path(), Place::default());
         let url = format!("http://{grpc}");
         let mut agents: Vec<Daemon> = Vec::new();
         let mut roots = Vec::new();
@@ -231,6 +278,7 @@ impl Cluster {
             let name = node_name(i);
             let data = dir.path().join(&name);
             let data_text = data.to_string_lossy();
+            let listen = network.as_ref().map_or("127.0.0.1:0".into(), |_| format!("{}:0", Network::address(i)));
             let mut arguments: Vec<String> = [
                 "agent",
                 "--node",
@@ -240,9 +288,9 @@ impl Cluster {
                 "--data-dir",
                 &data_text,
                 "--listen",
-                "127.0.0.1:0",
+                &listen,
                 "--http",
-                "127.0.0.1:0",
+                &listen,
                 "--buffers",
                 "64MiB",
                 "--capacity",
@@ -261,12 +309,16 @@ impl Cluster {
             arguments.extend(builder.agent_arguments.iter().cloned());
             let mut environment = aws.clone();
             environment.extend(builder.agent_environment.get(&i).cloned().unwrap_or_default());
-            agents.push(Daemon::start(&name, arguments, environment, dir.path()));
+            let place = Place {
+                enter: network.as_ref().map(|n| n.on(i)).unwrap_or_default(),
+                refuse_io_uring: builder.refused_io_uring.contains(&i),
+            };
+            agents.push(Daemon::start(&name, arguments, environment, dir.path(), place));
             roots.push(data.join("datasets"));
         }
         let expected = Expected::default();
         let watcher = Watcher::start(roots, DATASET, expected.clone());
-        let cluster = Cluster { watcher, agents, coordinator, s3, expected, url, aws, dir, _runtime: runtime };
+        let cluster = Cluster { watcher, agents, coordinator, s3, network, expected, url, aws, dir, _runtime: runtime };
         cluster.until_status("all agents are up", |s| up(s) == builder.nodes);
         cluster
     }
@@ -274,6 +326,11 @@ impl Cluster {
     /// The origin: faults, rate, counters.
     pub fn s3(&self) -> &ServerHandle {
         &self.s3
+    }
+
+    /// The links of a networked cluster.
+    pub fn network(&self) -> &Network {
+        self.network.as_ref().expect("it is networked")
     }
 
     /// The coordinator's process.
@@ -523,7 +580,14 @@ pub fn until(what: &str, mut probe: impl FnMut() -> bool) {
 
 /// The binary, without settings of the machine that the tests run on.
 pub fn millstream() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_millstream"));
+    millstream_from(&[])
+}
+
+/// The same, started by way of another command.
+fn millstream_from(enter: &[String]) -> Command {
+    let mut words = enter.iter().map(String::as_str).chain([env!("CARGO_BIN_EXE_millstream")]);
+    let mut command = Command::new(words.next().unwrap_or_default());
+    command.args(words);
     for (name, _) in std::env::vars_os() {
         let text = name.to_string_lossy();
         if text.starts_with("MILLSTREAM_") || text.starts_with("AWS_") {

@@ -12,6 +12,8 @@ mod crashes;
 mod faults;
 mod harness;
 mod metrics;
+mod network;
+mod seccomp;
 mod spread;
 mod watcher;
 mod window;

@@ -5,6 +5,11 @@
 #[allow(dead_code)] // each test binary uses its part
 #[path = "../cluster/harness.rs"]
 mod harness;
+#[allow(dead_code)]
+#[path = "../cluster/network.rs"]
+mod network;
+#[path = "../cluster/seccomp.rs"]
+mod seccomp;
 #[path = "../cluster/watcher.rs"]
 mod watcher;
 

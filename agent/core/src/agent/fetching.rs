@@ -144,7 +144,7 @@ impl AgentCore {
             return;
         };
         order.todo.remove_range(pieces.clone());
-        order.fetches.insert(fetch);
+        order.fetches.insert(fetch, ());
         order.started.get_or_insert(now);
         if source != Source::Origin {
             order.asked_bytes += charge;

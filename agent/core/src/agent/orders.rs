@@ -9,6 +9,7 @@ use crate::dataset::PieceState;
 use crate::event::{Action, Assignment, Failure, FailureKind, FetchId, Report, Source};
 use crate::limits;
 use crate::order::Order;
+use crate::ordered::OrderedMap;
 
 impl AgentCore {
     pub(super) fn assigned(&mut self, now: Time, assignment: Assignment) {
@@ -65,7 +66,7 @@ impl AgentCore {
         if let Some(old) = again {
             (order.bytes, order.started) = (old.bytes, old.started);
             self.forget_former(&old, &order);
-            for fetch in old.fetches {
+            for fetch in old.fetches.into_keys() {
                 self.keep_or_abort(fetch, &mut order);
             }
         }
@@ -109,7 +110,7 @@ impl AgentCore {
                 old.writing -= u32::from(state == PieceState::Accepted);
             }
         }
-        let fetches: Vec<FetchId> = old.fetches.iter().copied().collect();
+        let fetches: Vec<FetchId> = old.fetches.keys().copied().collect();
         for fetch in fetches {
             let f = &self.fetches[&fetch];
             let rest = f.next..f.pieces.end;
@@ -145,7 +146,7 @@ impl AgentCore {
         if f.source == order.source && inside && f.dataset == order.dataset {
             f.order = order.id;
             order.todo.remove_range(rest);
-            order.fetches.insert(fetch);
+            order.fetches.insert(fetch, ());
             order.started = order.started.or(Some(f.issued));
             if matches!(f.source, Source::Peer(_)) {
                 order.asked_bytes += f.charge;
@@ -212,7 +213,7 @@ impl AgentCore {
         let Some(mut order) = self.orders.remove(&id) else {
             return;
         };
-        for fetch in std::mem::take(&mut order.fetches) {
+        for fetch in std::mem::take(&mut order.fetches).into_keys() {
             let Some(f) = self.fetches.get_mut(&fetch) else {
                 continue;
             };
@@ -292,7 +293,7 @@ impl AgentCore {
     /// Stops fetches of an order that is complete: what they read came another way.
     fn abort_duplicates(&mut self, id: AssignmentId) {
         let fetches = self.orders.get_mut(&id).map(|o| std::mem::take(&mut o.fetches));
-        for fetch in fetches.into_iter().flatten() {
+        for fetch in fetches.into_iter().flat_map(OrderedMap::into_keys) {
             if let Some(f) = self.fetches.get_mut(&fetch) {
                 f.aborted = true;
                 if f.next < f.pieces.end {

@@ -125,7 +125,7 @@ impl AgentCore {
             dataset.set_state(piece, PieceState::Accepted);
         }
         self.charged_bytes += arrival.bytes;
-        let writing = self.writing.entry((id, piece)).or_insert(Writing { bytes: 0, live: false, stale: 0 });
+        let writing = self.writing.get_or_insert((id, piece), Writing { bytes: 0, live: false, stale: 0 });
         writing.bytes = arrival.bytes;
         writing.live = true;
         let owner = self.owners.owner(id, piece);
@@ -187,7 +187,11 @@ impl AgentCore {
 
     /// Drops held bytes; their pieces are missing again, and asked for again by the order that owns them.
     pub(super) fn reject_held(&mut self, id: DatasetId, range: PieceRange) {
-        while let Some((&key, _)) = self.held.range((id, range.start)..(id, range.end)).next() {
+        loop {
+            let first = self.held.range((id, range.start)..(id, range.end)).next().map(|(key, _)| *key);
+            let Some(key) = first else {
+                return;
+            };
             let Some(held) = self.held.remove(&key) else {
                 return;
             };

@@ -1,61 +1,131 @@
-//! Blocking calls on tokio's blocking threads, a bounded number at a time. Works everywhere.
+//! Blocking calls on a few threads of its own. Works everywhere.
 
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt as _;
-use std::sync::Arc;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-use async_trait::async_trait;
-use tokio::sync::Semaphore;
-
-use super::{Engine, FileHandle, WritePlan, advance, forget_cached, is_direct_refusal, read_plan, run_blocking};
+use super::{Answers, Engine, FileHandle, Op, WritePlan, advance, forget_cached, is_direct_refusal, read_plan};
 use crate::buffers::Slot;
 use crate::limits::BLOCKING_JOBS_MAX;
 use crate::piece::Verified;
 
-/// See the module's documentation.
+#[derive(Debug, Default)]
+struct Queue {
+    ops: VecDeque<Op>,
+    /// Threads that wait for an operation, those included that are about to.
+    idle: usize,
+    threads: usize,
+    closed: bool,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    queue: Mutex<Queue>,
+    given: Condvar,
+}
+
+impl Shared {
+    fn locked(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn next(&self) -> Option<Op> {
+        let mut queue = self.locked();
+        loop {
+            if let Some(op) = queue.ops.pop_front() {
+                queue.idle -= 1;
+                return Some(op);
+            }
+            if queue.closed {
+                return None;
+            }
+            queue = self.given.wait(queue).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    fn serve(&self) {
+        while let Some(op) = self.next() {
+            carry_out(op);
+            self.locked().idle += 1;
+        }
+    }
+}
+
+/// See the module's documentation. Threads are started when they are needed, and end, after what is waiting, when
+/// the engine is dropped. What waits owns its buffers, so the arena bounds the queue.
 #[derive(Debug)]
 pub struct BlockingEngine {
-    jobs: Arc<Semaphore>,
+    shared: Arc<Shared>,
+    answers: Answers,
 }
 
 impl BlockingEngine {
-    /// An engine; it needs a tokio runtime when it is used.
+    /// An engine without threads yet.
     #[allow(clippy::new_without_default)] // making one is a choice
     pub fn new() -> BlockingEngine {
-        BlockingEngine { jobs: Arc::new(Semaphore::new(BLOCKING_JOBS_MAX)) }
+        BlockingEngine { shared: Arc::default(), answers: Answers::default() }
     }
 
-    async fn run<T: Send + 'static>(&self, work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
-        let permit = self.jobs.clone().acquire_owned().await.map_err(io::Error::other)?;
-        run_blocking(move || {
-            let result = work();
-            drop(permit);
-            result
-        })
-        .await
+    fn start_thread(&self) -> io::Result<()> {
+        let shared = self.shared.clone();
+        std::thread::Builder::new().name("millstream-io".into()).spawn(move || shared.serve()).map(drop)
     }
 }
 
-#[async_trait]
 impl Engine for BlockingEngine {
     fn name(&self) -> &'static str {
         "blocking"
     }
 
-    async fn write_piece(&self, file: &FileHandle, offset: u64, piece: Verified) -> io::Result<()> {
-        let file = file.clone();
-        self.run(move || write(&file, offset, &piece)).await
+    fn answers(&self) -> &Answers {
+        &self.answers
     }
 
-    async fn read_into(&self, file: &FileHandle, offset: u64, len: u32, slot: Slot) -> io::Result<Slot> {
-        let file = file.clone();
-        self.run(move || read(&file, offset, len, slot)).await
+    fn submit(&self, op: Op) {
+        let mut queue = self.shared.locked();
+        queue.ops.push_back(op);
+        if queue.ops.len() > queue.idle && queue.threads < BLOCKING_JOBS_MAX {
+            match self.start_thread() {
+                Ok(()) => {
+                    queue.threads += 1;
+                    queue.idle += 1;
+                }
+                // The threads there are will come to it.
+                Err(error) if queue.threads > 0 => tracing::warn!(%error, "cannot start another thread for the disk"),
+                Err(error) => {
+                    tracing::error!(%error, "cannot start a thread for the disk");
+                    queue.ops.clear();
+                }
+            }
+        }
+        drop(queue);
+        self.shared.given.notify_one();
     }
+}
 
-    async fn sync(&self, file: &FileHandle) -> io::Result<()> {
-        let file = file.file().clone();
-        self.run(move || file.sync_all()).await
+impl Drop for BlockingEngine {
+    fn drop(&mut self) {
+        self.shared.locked().closed = true;
+        self.shared.given.notify_all();
+    }
+}
+
+fn carry_out(op: Op) {
+    match op {
+        Op::Open { dir, path, purpose, done } => done.send(FileHandle::open(&dir, &path, purpose)),
+        Op::Write { file, offset, piece, done } => {
+            let result = write(&file, offset, &piece);
+            drop(piece); // whoever is told may want its buffer
+            done.send(result);
+        }
+        Op::Read { file, offset, len, slot, done } => done.send(read(&file, offset, len, slot)),
+        Op::Append { file, offset, bytes, done } => {
+            let result = file.file().write_all_at(&bytes, offset);
+            done.send((result, bytes));
+        }
+        Op::Sync { file, done } => done.send(file.file().sync_all()),
     }
 }
 

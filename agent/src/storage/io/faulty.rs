@@ -5,14 +5,10 @@ use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use async_trait::async_trait;
 use rustix::io::Errno;
 use tokio::sync::Semaphore;
 
-use super::{Engine, FileHandle, Purpose};
-use crate::buffers::Slot;
-use crate::piece::Verified;
-use crate::storage::dir::Dir;
+use super::{Answers, Engine, FileHandle, Op};
 
 /// Which operations a fault meets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,65 +102,81 @@ fn flip(file: &FileHandle, at: u64) -> io::Result<()> {
     file.file().write_all_at(&[byte[0] ^ 0x10], at)
 }
 
-#[async_trait]
 impl Engine for FaultyEngine {
     fn name(&self) -> &'static str {
         self.inner.name()
     }
 
-    async fn open(&self, dir: &Dir, path: &str, purpose: Purpose) -> io::Result<FileHandle> {
-        match self.next(On::Open) {
-            Some(Fault::NoSpace) => return Err(Errno::NOSPC.into()),
-            Some(Fault::Held(gate)) => drop(gate.acquire().await),
-            Some(_) => return Err(Errno::IO.into()),
-            None => {}
-        }
-        self.inner.open(dir, path, purpose).await
+    fn answers(&self) -> &Answers {
+        self.inner.answers()
     }
 
-    async fn write_piece(&self, file: &FileHandle, offset: u64, piece: Verified) -> io::Result<()> {
-        match self.next(On::Write) {
-            Some(Fault::NoSpace) => return Err(Errno::NOSPC.into()),
-            Some(Fault::Io) => return Err(Errno::IO.into()),
-            Some(Fault::Torn) => {
-                file.file().write_all_at(&piece.bytes()[..piece.len() as usize / 2], offset)?;
-                return Err(Errno::IO.into());
+    fn submit(&self, op: Op) {
+        let on = match &op {
+            Op::Open { .. } => On::Open,
+            Op::Write { .. } => On::Write,
+            Op::Read { .. } => On::Read,
+            Op::Sync { .. } => On::Sync,
+            // The journal's: damage to it is tested on its file.
+            Op::Append { .. } => return self.inner.submit(op),
+        };
+        match self.next(on) {
+            None => self.inner.submit(op),
+            Some(Fault::Held(gate)) => {
+                let inner = self.inner.clone();
+                tokio::spawn(async move {
+                    drop(gate.acquire().await);
+                    inner.submit(op);
+                });
             }
-            Some(Fault::Lost) => return Ok(()),
-            Some(Fault::FlipBit(at)) => {
+            Some(fault) => self.spoil(op, fault),
+        }
+    }
+}
+
+impl FaultyEngine {
+    fn spoil(&self, op: Op, fault: Fault) {
+        let error = || match fault {
+            Fault::NoSpace => io::Error::from(Errno::NOSPC),
+            _ => Errno::IO.into(),
+        };
+        match (op, fault.clone()) {
+            (Op::Open { done, .. }, _) => done.send(Err(error())),
+            (Op::Sync { done, .. }, Fault::Lost) => done.send(Ok(())),
+            (Op::Sync { done, .. }, _) => done.send(Err(error())),
+            (Op::Write { piece, done, .. }, Fault::Lost) => {
+                drop(piece);
+                done.send(Ok(()));
+            }
+            (Op::Write { file, offset, piece, done }, Fault::Torn) => {
+                let torn = file.file().write_all_at(&piece.bytes()[..piece.len() as usize / 2], offset);
+                drop(piece);
+                done.send(torn.and_then(|()| Err(error())));
+            }
+            (Op::Write { file, offset, piece, done }, Fault::FlipBit(at)) => {
                 let len = u64::from(piece.len());
-                self.inner.write_piece(file, offset, piece).await?;
-                return flip(file, offset + at % len);
+                let written = self.inner.write_piece(&file, offset, piece);
+                tokio::spawn(async move { done.send(written.await.and_then(|()| flip(&file, offset + at % len))) });
             }
-            Some(Fault::Held(gate)) => drop(gate.acquire().await),
-            None => {}
-        }
-        self.inner.write_piece(file, offset, piece).await
-    }
-
-    async fn read_into(&self, file: &FileHandle, offset: u64, len: u32, slot: Slot) -> io::Result<Slot> {
-        match self.next(On::Read) {
-            Some(Fault::NoSpace | Fault::Io | Fault::Torn) => return Err(Errno::IO.into()),
-            Some(Fault::Lost) => return Ok(slot),
-            Some(Fault::FlipBit(at)) => {
-                let mut slot = self.inner.read_into(file, offset, len, slot).await?;
-                slot[(at % u64::from(len)) as usize] ^= 0x10;
-                return Ok(slot);
+            (Op::Write { piece, done, .. }, _) => {
+                drop(piece);
+                done.send(Err(error()));
             }
-            Some(Fault::Held(gate)) => drop(gate.acquire().await),
-            None => {}
+            (Op::Read { slot, done, .. }, Fault::Lost) => done.send(Ok(slot)),
+            (Op::Read { file, offset, len, slot, done }, Fault::FlipBit(at)) => {
+                let read = self.inner.read_into(&file, offset, len, slot);
+                tokio::spawn(async move {
+                    done.send(read.await.map(|mut slot| {
+                        slot[(at % u64::from(len)) as usize] ^= 0x10;
+                        slot
+                    }));
+                });
+            }
+            (Op::Read { slot, done, .. }, _) => {
+                drop(slot);
+                done.send(Err(error()));
+            }
+            (op @ Op::Append { .. }, _) => self.inner.submit(op),
         }
-        self.inner.read_into(file, offset, len, slot).await
-    }
-
-    async fn sync(&self, file: &FileHandle) -> io::Result<()> {
-        match self.next(On::Sync) {
-            Some(Fault::NoSpace) => return Err(Errno::NOSPC.into()),
-            Some(Fault::Lost) => return Ok(()),
-            Some(Fault::Held(gate)) => drop(gate.acquire().await),
-            Some(_) => return Err(Errno::IO.into()),
-            None => {}
-        }
-        self.inner.sync(file).await
     }
 }

@@ -1,34 +1,62 @@
 //! io_uring, by tokio-uring on one thread of its own. All of tokio-uring is in this file.
 //!
 //! Its futures are not `Send`, so operations come through a channel with everything they own: the file, and the
-//! buffer that the kernel writes to or reads from. A caller that goes away leaves both with the operation.
+//! buffer that the kernel writes to or reads from. A caller that goes away leaves both with the operation. A fixed
+//! number of tasks carries them out, and the ring's own descriptors of a file are kept as long as the file is open,
+//! so that an operation costs neither an allocation nor a system call beside its own.
 //!
 //! This file is one of the walls behind which `unsafe` lives: it tells tokio-uring where a slot's bytes are.
 #![allow(unsafe_code)]
 
+use std::cell::RefCell;
+use std::collections::HashMap;
 use std::fs::File;
 use std::io;
-use std::sync::Arc;
+use std::rc::Rc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use async_trait::async_trait;
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{Mutex, mpsc};
 use tokio_uring::buf::{BoundedBuf as _, IoBuf, IoBufMut};
 
-use super::{Engine, FileHandle, WritePlan, advance, forget_cached, is_direct_refusal, read_plan};
+use super::{
+    Answers, Engine, FileHandle, Op, WritePlan, advance, forget_cached, is_direct_refusal, read_plan, run_blocking,
+};
 use crate::buffers::Slot;
-use crate::limits::{URING_DEPTH, URING_ENTRIES, URING_WAITING_MAX};
+use crate::limits::{URING_DEPTH, URING_ENTRIES};
 use crate::piece::Verified;
 
-enum Op {
-    Write { file: FileHandle, offset: u64, piece: Verified, done: oneshot::Sender<io::Result<()>> },
-    Read { file: FileHandle, offset: u64, len: u32, slot: Slot, done: oneshot::Sender<io::Result<Slot>> },
-    Sync { file: FileHandle, done: oneshot::Sender<io::Result<()>> },
+/// What the ring's thread is told.
+enum Order {
+    /// An operation, and the number under which the ring knows its file.
+    Carry(Op, Option<FileNo>),
+    /// A file was closed.
+    Forget(FileNo),
 }
 
-/// See the module's documentation. The thread ends, after what is in flight, when the engine is dropped.
+/// A file that is open, by a number of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct FileNo(u64);
+
+/// Kept beside an open file: has the ring let go of it when it is closed.
+struct Known {
+    no: FileNo,
+    orders: mpsc::UnboundedSender<Order>,
+}
+
+impl Drop for Known {
+    fn drop(&mut self) {
+        // A ring that has ended has let go of everything.
+        let _ = self.orders.send(Order::Forget(self.no));
+    }
+}
+
+/// See the module's documentation. The thread ends, after what is in flight, when the engine is dropped and its files
+/// are closed. What waits for the ring owns its buffers, so the arena bounds the queue.
 #[derive(Debug)]
 pub struct UringEngine {
-    ops: mpsc::Sender<Op>,
+    orders: mpsc::UnboundedSender<Order>,
+    next_file: AtomicU64,
+    answers: Answers,
 }
 
 impl UringEngine {
@@ -37,7 +65,7 @@ impl UringEngine {
     /// # Errors
     /// What the kernel says: containers often refuse with `EPERM`, old kernels with `ENOSYS`.
     pub fn start() -> io::Result<UringEngine> {
-        let (ops, queue) = mpsc::channel(URING_WAITING_MAX);
+        let (orders, queue) = mpsc::unbounded_channel();
         let (started, result) = std::sync::mpsc::sync_channel(1);
         std::thread::Builder::new().name("millstream-uring".into()).spawn(move || {
             let mut builder = tokio_uring::builder();
@@ -50,73 +78,116 @@ impl UringEngine {
             }
         })?;
         result.recv().map_err(io::Error::other)??;
-        Ok(UringEngine { ops })
+        Ok(UringEngine { orders, next_file: AtomicU64::new(0), answers: Answers::default() })
     }
 
-    async fn run<T>(&self, op: impl FnOnce(oneshot::Sender<io::Result<T>>) -> Op) -> io::Result<T> {
-        let (done, result) = oneshot::channel();
-        self.ops.send(op(done)).await.map_err(|_| stopped())?;
-        result.await.map_err(|_| stopped())?
+    /// The number of a file, given when it is first used. `None`: it is another engine's.
+    fn known(&self, file: &FileHandle) -> Option<FileNo> {
+        let new = || Known { no: FileNo(self.next_file.fetch_add(1, Relaxed)), orders: self.orders.clone() };
+        let known = file.keep(new)?;
+        known.orders.same_channel(&self.orders).then_some(known.no)
     }
 }
 
-fn stopped() -> io::Error {
-    io::Error::other("the io_uring thread stopped")
-}
-
-#[async_trait]
 impl Engine for UringEngine {
     fn name(&self) -> &'static str {
         "uring"
     }
 
-    async fn write_piece(&self, file: &FileHandle, offset: u64, piece: Verified) -> io::Result<()> {
-        let file = file.clone();
-        self.run(|done| Op::Write { file, offset, piece, done }).await
+    fn answers(&self) -> &Answers {
+        &self.answers
     }
 
-    async fn read_into(&self, file: &FileHandle, offset: u64, len: u32, slot: Slot) -> io::Result<Slot> {
-        let file = file.clone();
-        self.run(|done| Op::Read { file, offset, len, slot, done }).await
-    }
-
-    async fn sync(&self, file: &FileHandle) -> io::Result<()> {
-        let file = file.clone();
-        self.run(|done| Op::Sync { file, done }).await
+    fn submit(&self, op: Op) {
+        let file = match op {
+            // The ring could do it, but not the checks that come with it.
+            Op::Open { dir, path, purpose, done } => {
+                let open = run_blocking(move || FileHandle::open(&dir, &path, purpose));
+                tokio::spawn(async move { done.send(open.await) });
+                return;
+            }
+            Op::Write { ref file, .. }
+            | Op::Read { ref file, .. }
+            | Op::Append { ref file, .. }
+            | Op::Sync { ref file, .. } => self.known(file),
+        };
+        // A thread that is gone drops the operation, which is an answer.
+        let _ = self.orders.send(Order::Carry(op, file));
     }
 }
 
-async fn serve(mut queue: mpsc::Receiver<Op>) {
-    let depth = Arc::new(Semaphore::new(URING_DEPTH as usize));
-    while let Some(op) = queue.recv().await {
-        let Ok(permit) = depth.clone().acquire_owned().await else { return };
-        tokio_uring::spawn(async move {
-            carry_out(op).await;
-            drop(permit);
-        });
+/// The ring's descriptors of open files: of the file itself, and of the one past the page cache.
+#[derive(Default)]
+struct Files(RefCell<HashMap<(FileNo, bool), Rc<tokio_uring::fs::File>>>);
+
+impl Files {
+    /// tokio-uring closes the descriptors it is given, so it is given a duplicate: once for a known file.
+    fn of(&self, no: Option<FileNo>, file: &File, direct: bool) -> io::Result<Rc<tokio_uring::fs::File>> {
+        if let Some(no) = no
+            && let Some(known) = self.0.borrow().get(&(no, direct))
+        {
+            return Ok(known.clone());
+        }
+        let ring = Rc::new(tokio_uring::fs::File::from_std(file.try_clone()?));
+        if let Some(no) = no {
+            self.0.borrow_mut().insert((no, direct), ring.clone());
+        }
+        Ok(ring)
     }
+
+    fn forget(&self, no: FileNo) {
+        let mut files = self.0.borrow_mut();
+        files.remove(&(no, false));
+        files.remove(&(no, true));
+    }
+}
+
+async fn serve(queue: mpsc::UnboundedReceiver<Order>) {
+    let (queue, files) = (Rc::new(Mutex::new(queue)), Rc::new(Files::default()));
+    let tasks: Vec<_> = (0..URING_DEPTH)
+        .map(|_| {
+            let (queue, files) = (queue.clone(), files.clone());
+            tokio_uring::spawn(async move {
+                // One waits for the next order, the others for their turn; the lock is let go before the work.
+                while let Some(order) = next(&queue).await {
+                    match order {
+                        Order::Carry(op, no) => carry_out(op, no, &files).await,
+                        Order::Forget(no) => files.forget(no),
+                    }
+                }
+            })
+        })
+        .collect();
     // The ring must not go while the kernel still writes to slots.
-    let _ = depth.acquire_many(URING_DEPTH).await;
+    for task in tasks {
+        let _ = task.await;
+    }
 }
 
-async fn carry_out(op: Op) {
-    // A caller that went away does not want the answer.
+async fn next(queue: &Mutex<mpsc::UnboundedReceiver<Order>>) -> Option<Order> {
+    queue.lock().await.recv().await
+}
+
+async fn carry_out(op: Op, no: Option<FileNo>, files: &Files) {
     match op {
-        Op::Write { file, offset, piece, done } => drop(done.send(write(&file, offset, piece).await)),
-        Op::Read { file, offset, len, slot, done } => drop(done.send(read(&file, offset, len, slot).await)),
+        Op::Write { file, offset, piece, done } => done.send(write(&file, no, files, offset, piece).await),
+        Op::Read { file, offset, len, slot, done } => done.send(read(&file, no, files, offset, len, slot).await),
+        Op::Append { file, offset, bytes, done } => {
+            done.send(match files.of(no, file.file(), false) {
+                Ok(ring) => ring.write_all_at(bytes, offset).await,
+                Err(e) => (Err(e), bytes),
+            });
+        }
         Op::Sync { file, done } => {
-            let synced = match ring_file(file.file()) {
-                Ok(file) => file.sync_all().await,
+            let synced = match files.of(no, file.file(), false) {
+                Ok(ring) => ring.sync_all().await,
                 Err(e) => Err(e),
             };
-            drop(done.send(synced));
+            done.send(synced);
         }
+        // Done before it came here.
+        Op::Open { dir, path, purpose, done } => done.send(FileHandle::open(&dir, &path, purpose)),
     }
-}
-
-/// tokio-uring closes the descriptors it is given, so it is given a duplicate.
-fn ring_file(file: &File) -> io::Result<tokio_uring::fs::File> {
-    Ok(tokio_uring::fs::File::from_std(file.try_clone()?))
 }
 
 /// A piece as the kernel reads it: `len` bytes, padding included or not.
@@ -141,10 +212,10 @@ unsafe impl IoBuf for WriteBuf {
     }
 }
 
-async fn write(file: &FileHandle, offset: u64, piece: Verified) -> io::Result<()> {
+async fn write(file: &FileHandle, no: Option<FileNo>, files: &Files, offset: u64, piece: Verified) -> io::Result<()> {
     let plan = WritePlan::new(file, offset, &piece)?;
     if let Some(direct) = file.direct().filter(|_| plan.direct) {
-        let ring = ring_file(direct)?;
+        let ring = files.of(no, direct, true)?;
         match write_all(&ring, WriteBuf { piece: piece.clone(), len: plan.len }, offset, true).await {
             Err(e) if is_direct_refusal(&e) => file.refuse_direct(),
             Ok(()) if plan.cut => return file.file().set_len(file.len()),
@@ -152,7 +223,8 @@ async fn write(file: &FileHandle, offset: u64, piece: Verified) -> io::Result<()
         }
     }
     let len = piece.len() as usize;
-    write_all(&ring_file(file.file())?, WriteBuf { piece, len }, offset, false).await
+    let ring = files.of(no, file.file(), false)?;
+    write_all(&ring, WriteBuf { piece, len }, offset, false).await
 }
 
 async fn write_all(file: &tokio_uring::fs::File, mut buf: WriteBuf, offset: u64, direct: bool) -> io::Result<()> {
@@ -200,11 +272,18 @@ unsafe impl IoBufMut for ReadBuf {
     unsafe fn set_init(&mut self, _pos: usize) {}
 }
 
-async fn read(file: &FileHandle, offset: u64, len: u32, slot: Slot) -> io::Result<Slot> {
+async fn read(
+    file: &FileHandle,
+    no: Option<FileNo>,
+    files: &Files,
+    offset: u64,
+    len: u32,
+    slot: Slot,
+) -> io::Result<Slot> {
     let (direct, wanted) = read_plan(file, offset, len, &slot)?;
     let mut buf = ReadBuf { slot, len: wanted };
     if let Some(direct) = file.direct().filter(|_| direct) {
-        let (result, back) = read_all(&ring_file(direct)?, buf, len as usize, offset, true).await;
+        let (result, back) = read_all(&*files.of(no, direct, true)?, buf, len as usize, offset, true).await;
         match result {
             Err(e) if is_direct_refusal(&e) => file.refuse_direct(),
             other => return other.map(|()| back.slot),
@@ -213,7 +292,7 @@ async fn read(file: &FileHandle, offset: u64, len: u32, slot: Slot) -> io::Resul
     }
     forget_cached(file.file(), offset, len);
     buf.len = len as usize;
-    let (result, back) = read_all(&ring_file(file.file())?, buf, len as usize, offset, false).await;
+    let (result, back) = read_all(&*files.of(no, file.file(), false)?, buf, len as usize, offset, false).await;
     result.map(|()| back.slot)
 }
 

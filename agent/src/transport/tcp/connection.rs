@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use millstream_agent_core::wire::{Frame, Hello, StatusCode};
 use tokio::net::TcpStream;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior};
 
 use super::TcpConfig;
@@ -22,6 +22,7 @@ use super::socket::{self, Moved};
 use super::stats::{TransportStats, add};
 use crate::buffers::Slot;
 use crate::limits::{PEER_TICK_MIN, STEPS_PER_TURN};
+use crate::reply;
 use crate::transport::FetchError;
 
 /// A request in flight. Its slot is taken when its answer begins or when it is cancelled.
@@ -29,7 +30,7 @@ struct Pending {
     len: u32,
     after: Duration,
     slot: Option<Slot>,
-    answer: Option<oneshot::Sender<Answer>>,
+    answer: Option<reply::Sender<Answer>>,
     _load: Load,
 }
 

@@ -4,11 +4,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time::Instant;
 
 use crate::buffers::Slot;
 use crate::piece::Unverified;
+use crate::reply;
 use crate::transport::{FetchError, PieceRequest};
 
 /// One piece to fetch.
@@ -18,7 +19,7 @@ pub(super) struct Order {
     pub(super) slot: Slot,
     pub(super) deadline: Instant,
     pub(super) after: Duration,
-    pub(super) answer: oneshot::Sender<Answer>,
+    pub(super) answer: reply::Sender<Answer>,
     pub(super) load: Load,
 }
 
@@ -29,7 +30,7 @@ pub(super) enum Answer {
     /// No piece.
     Failed(FetchError),
     /// Never sent: the slot is as it was, ask on another connection.
-    NotSent(Slot),
+    NotSent(Slot, OwnedSemaphorePermit),
 }
 
 /// What the task is told.
@@ -81,13 +82,19 @@ impl Gauge {
 #[derive(Debug)]
 pub(super) struct Load {
     gauge: Arc<Gauge>,
-    _permit: Arc<OwnedSemaphorePermit>,
+    /// `None` once it was taken back.
+    permit: Option<OwnedSemaphorePermit>,
 }
 
 impl Load {
-    pub(super) fn new(gauge: &Arc<Gauge>, permit: Arc<OwnedSemaphorePermit>) -> Load {
+    pub(super) fn new(gauge: &Arc<Gauge>, permit: OwnedSemaphorePermit) -> Load {
         gauge.requests.fetch_add(1, Relaxed);
-        Load { gauge: gauge.clone(), _permit: permit }
+        Load { gauge: gauge.clone(), permit: Some(permit) }
+    }
+
+    /// The share of the peer's bound, to ask on another connection.
+    pub(super) fn into_permit(mut self) -> Option<OwnedSemaphorePermit> {
+        self.permit.take()
     }
 }
 
@@ -98,15 +105,17 @@ impl Drop for Load {
 }
 
 /// The requester may be gone; then the slot goes back with the answer.
-pub(super) fn answer(to: Option<oneshot::Sender<Answer>>, what: Answer) {
+pub(super) fn answer(to: Option<reply::Sender<Answer>>, what: Answer) {
     if let Some(to) = to {
-        let _ = to.send(what);
+        to.send(what);
     }
 }
 
 pub(super) fn give_back(order: Order) {
-    drop(order.load);
-    let _ = order.answer.send(Answer::NotSent(order.slot));
+    let Order { slot, answer, load, .. } = order;
+    if let Some(permit) = load.into_permit() {
+        answer.send(Answer::NotSent(slot, permit));
+    }
 }
 
 /// Gives back what is still in the channel, and closes it.

@@ -9,7 +9,7 @@ use std::time::Duration;
 use millstream_agent_core::wire::{Features, Hello};
 use rand::Rng;
 use tokio::net::TcpStream;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::Instant;
 
 use super::TcpConfig;
@@ -22,12 +22,14 @@ use super::stats::{TransportStats, add};
 use crate::buffers::Slot;
 use crate::limits::{FETCH_SENDS_MAX, PEER_BACKOFF_MAX, PEER_BACKOFF_MIN, PEERS_MAX};
 use crate::piece::Unverified;
+use crate::reply::Replies;
 use crate::transport::{FetchError, PieceRequest};
 
 /// All peers.
 pub(super) struct Pool {
     shared: Arc<Shared>,
     peers: Mutex<HashMap<Arc<str>, Arc<Peer>>>,
+    answers: Replies<Answer>,
 }
 
 /// What connection tasks need of the pool.
@@ -77,7 +79,7 @@ impl Drop for CancelOnDrop {
 impl Pool {
     pub(super) fn new(config: TcpConfig) -> Pool {
         let shared = Arc::new(Shared { config, stats: Arc::default() });
-        Pool { shared, peers: Mutex::default() }
+        Pool { shared, peers: Mutex::default(), answers: Replies::default() }
     }
 
     pub(super) fn stats(&self) -> &Arc<TransportStats> {
@@ -122,17 +124,17 @@ impl Pool {
             let detail = format!("{slot:?} is too small for {request:?}");
             return Err(FetchError::Protocol { peer: address.to_owned(), detail });
         }
-        let Ok(permit) = peer.permits.clone().acquire_owned().await else {
+        let Ok(mut permit) = peer.permits.clone().acquire_owned().await else {
             return Err(FetchError::Cancelled);
         };
-        let permit = Arc::new(permit);
         for _ in 0..FETCH_SENDS_MAX {
-            let (link, load) = peer.choose(&self.shared, &permit)?;
-            let (answer, answered) = oneshot::channel();
+            let (link, load) = peer.choose(&self.shared, permit)?;
+            let (answer, answered) = self.answers.pair();
             let id = next_id.fetch_add(1, Relaxed);
             let order = Order { id, request, slot, deadline, after, answer, load };
             if let Err(mpsc::error::SendError(Command::Fetch(order))) = link.commands.send(Command::Fetch(order)) {
-                slot = order.slot;
+                let Some(back) = order.load.into_permit() else { break };
+                (slot, permit) = (order.slot, back);
                 continue;
             }
             let mut cancel = CancelOnDrop { link, id, armed: true };
@@ -141,7 +143,7 @@ impl Pool {
             match answer {
                 Ok(Answer::Filled(piece)) => return Ok(piece),
                 Ok(Answer::Failed(error)) => return Err(error),
-                Ok(Answer::NotSent(given_back)) => slot = given_back,
+                Ok(Answer::NotSent(slot_back, permit_back)) => (slot, permit) = (slot_back, permit_back),
                 Err(_) => return Err(peer.unreachable("its connection was dropped")),
             }
         }
@@ -168,7 +170,7 @@ impl Peer {
     fn choose(
         self: &Arc<Self>,
         shared: &Arc<Shared>,
-        permit: &Arc<OwnedSemaphorePermit>,
+        permit: OwnedSemaphorePermit,
     ) -> Result<(Arc<Link>, Load), FetchError> {
         let mut state = self.locked();
         state.links.retain(|l| l.gauge.is_open());
@@ -186,7 +188,7 @@ impl Peer {
                 link
             }
         };
-        let load = Load::new(&link.gauge, permit.clone());
+        let load = Load::new(&link.gauge, permit);
         Ok((link, load))
     }
 

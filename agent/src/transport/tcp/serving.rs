@@ -1,5 +1,5 @@
-//! The task that owns one serving connection: hears requests, waits for their pieces all at once, sends one piece
-//! at a time in the order in which they become available.
+//! The task that owns one serving connection: hears requests, waits for their pieces all at once ([`opening`]), sends
+//! one piece at a time in the order in which they become available ([`outbound`]).
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
-use futures::future::{AbortHandle, Abortable, BoxFuture};
+use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use millstream_agent_core::wire::{FRAME_BYTES_MAX, Frame, StatusCode, WireError};
 use tokio::net::TcpStream;
@@ -16,12 +16,13 @@ use tokio::time::{Instant, MissedTickBehavior};
 use super::server::Context;
 use super::socket::{self, Moved};
 use super::stats::add;
-use crate::limits::{PEER_TICK_MIN, READY_PIECES_MAX, REQUEST_BUFFER_BYTES, STEPS_PER_TURN};
-use crate::piece::Served;
-use crate::transport::PieceRequest;
+use crate::limits::{PEER_TICK_MIN, REQUEST_BUFFER_BYTES, STEPS_PER_TURN};
+use crate::transport::{Inbox, PieceRequest};
 
+mod opening;
 mod outbound;
 
+use opening::{Open, Opened, Ready};
 use outbound::{Outbound, SendError, Sent};
 
 /// Why a connection was closed.
@@ -89,46 +90,17 @@ impl From<SendError> for Closed {
     }
 }
 
-/// What opening a piece came to. The outer error: it was cancelled.
-type Opened = (u64, Result<Result<Served, StatusCode>, futures::future::Aborted>);
-
-/// A request that is not answered yet.
-struct Open {
-    request: PieceRequest,
-    deadline: Instant,
-    state: OpenState,
-}
-
-enum OpenState {
-    /// Its piece is being waited for.
-    Waiting(AbortHandle),
-    /// Its piece is in the queue to be sent.
-    Ready,
-    /// So it is, and it is being opened again.
-    Reopening(AbortHandle),
-}
-
-/// A piece in the queue.
-struct Ready {
-    id: u64,
-    hold: Hold,
-}
-
-/// Only the first few pieces of the queue are held, to leave buffers free; the others were available and are opened
-/// again when their turn comes near.
-enum Hold {
-    Released,
-    Opening,
-    Held(Served),
-}
-
 /// See the module's documentation.
 pub(super) struct Serving {
     stream: TcpStream,
     context: Arc<Context>,
     held: Vec<u8>,
     open: HashMap<u64, Open>,
+    /// Pieces that cannot be had at once.
     opening: FuturesUnordered<BoxFuture<'static, Opened>>,
+    /// Requests to look at again.
+    inbox: Arc<Inbox>,
+    woken: Vec<u64>,
     ready: VecDeque<Ready>,
     /// Pieces in `ready` that are held or being opened again.
     ready_held: usize,
@@ -149,6 +121,8 @@ impl Serving {
             held,
             open: HashMap::new(),
             opening: FuturesUnordered::new(),
+            inbox: Arc::default(),
+            woken: Vec::new(),
             ready: VecDeque::new(),
             ready_held: 0,
             out: Outbound::default(),
@@ -160,16 +134,19 @@ impl Serving {
     }
 
     pub(super) async fn run(mut self) -> Closed {
-        match self.drive().await {
+        let closed = match self.drive().await {
             Ok(closed) | Err(closed) => closed,
-        }
+        };
+        self.forget_all();
+        closed
     }
 
     async fn drive(&mut self) -> Result<Closed, Closed> {
         let config = &self.context.config;
         let mut tick = tokio::time::interval((config.write_timeout.min(config.idle_close) / 4).max(PEER_TICK_MIN));
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let shutdown = self.context.shutdown.clone();
+        let (shutdown, inbox) = (self.context.shutdown.clone(), self.inbox.clone());
+        let mut patience = std::pin::pin!(tokio::time::sleep(Duration::ZERO));
         self.hear()?;
         loop {
             self.send()?;
@@ -181,10 +158,18 @@ impl Serving {
                 // A peer that has ended its side wants no answers any more.
                 return Ok(if self.draining { Closed::Drained } else { Closed::ByPeer });
             }
+            let patience_ends = self.patience_ends();
+            if let Some(at) = patience_ends
+                && at != patience.deadline()
+            {
+                patience.as_mut().reset(at);
+            }
             tokio::select! {
                 ready = self.stream.readable() => { ready?; self.read()?; }
                 ready = self.stream.writable(), if self.out.has_work() => { ready?; }
+                () = inbox.woken() => self.look_again()?,
                 Some(opened) = self.opening.next() => self.opened(opened)?,
+                () = &mut patience, if patience_ends.is_some() => self.lose_patience()?,
                 () = shutdown.cancelled(), if !self.draining => self.go_away()?,
                 _ = tick.tick() => self.check_progress()?,
             }
@@ -284,72 +269,6 @@ impl Serving {
         self.reply(Frame::Status { id, code })
     }
 
-    fn request(&mut self, id: u64, request: PieceRequest, wait: Duration) -> Result<(), Closed> {
-        if self.open.len() >= self.context.config.requests_per_connection {
-            return Err(Closed::Misuse("more requests than allowed"));
-        }
-        if self.open.contains_key(&id) || self.out.sending() == Some(id) {
-            return Err(Closed::Misuse("a request number twice"));
-        }
-        if self.draining {
-            return self.status(id, StatusCode::Draining);
-        }
-        let deadline = Instant::now() + wait;
-        let abort = self.start_opening(id, request, deadline);
-        self.open.insert(id, Open { request, deadline, state: OpenState::Waiting(abort) });
-        Ok(())
-    }
-
-    fn start_opening(&mut self, id: u64, request: PieceRequest, deadline: Instant) -> AbortHandle {
-        let (abort, registration) = AbortHandle::new_pair();
-        let opening = Abortable::new(open(self.context.clone(), request, deadline), registration);
-        self.opening.push(Box::pin(async move { (id, opening.await) }));
-        abort
-    }
-
-    fn cancel(&mut self, id: u64) -> Result<(), Closed> {
-        // Not open: the answer is on its way, or was given.
-        let Some(open) = self.open.remove(&id) else { return Ok(()) };
-        if let OpenState::Waiting(abort) | OpenState::Reopening(abort) = open.state {
-            abort.abort();
-        }
-        self.unqueue(id);
-        self.status(id, StatusCode::Cancelled)
-    }
-
-    fn unqueue(&mut self, id: u64) {
-        if let Some(at) = self.ready.iter().position(|r| r.id == id)
-            && let Some(Ready { hold: Hold::Opening | Hold::Held(_), .. }) = self.ready.remove(at)
-        {
-            self.ready_held -= 1;
-        }
-    }
-
-    fn opened(&mut self, (id, opened): Opened) -> Result<(), Closed> {
-        let (Ok(opened), Some(open)) = (opened, self.open.get_mut(&id)) else { return Ok(()) };
-        let served = match opened {
-            Ok(served) => served,
-            Err(code) => {
-                self.open.remove(&id);
-                self.unqueue(id);
-                return self.status(id, code);
-            }
-        };
-        let again = matches!(open.state, OpenState::Reopening(_));
-        open.state = OpenState::Ready;
-        if again {
-            if let Some(ready) = self.ready.iter_mut().find(|r| r.id == id) {
-                ready.hold = Hold::Held(served);
-            }
-        } else if self.ready_held < READY_PIECES_MAX {
-            self.ready_held += 1;
-            self.ready.push_back(Ready { id, hold: Hold::Held(served) });
-        } else {
-            self.ready.push_back(Ready { id, hold: Hold::Released });
-        }
-        Ok(())
-    }
-
     /// Sends until the socket is full or there is nothing to send.
     fn send(&mut self) -> Result<(), Closed> {
         if !self.out.has_work() {
@@ -378,70 +297,4 @@ impl Serving {
         }
         Ok(())
     }
-
-    /// Puts the first piece that is held behind the frames that wait, and opens those that come next.
-    fn next_piece(&mut self) {
-        if let Some(at) = self.ready.iter().position(|r| matches!(r.hold, Hold::Held(_)))
-            && let Some(Ready { id, hold: Hold::Held(served) }) = self.ready.remove(at)
-        {
-            self.ready_held -= 1;
-            self.open.remove(&id);
-            self.out.begin(id, served);
-        }
-        for at in 0..self.ready.len() {
-            if self.ready_held >= READY_PIECES_MAX {
-                return;
-            }
-            let Ready { id, hold: Hold::Released } = self.ready[at] else { continue };
-            let Some((request, deadline)) = self.open.get(&id).map(|o| (o.request, o.deadline)) else { continue };
-            let abort = self.start_opening(id, request, deadline);
-            self.open.entry(id).and_modify(|o| o.state = OpenState::Reopening(abort));
-            self.ready[at].hold = Hold::Opening;
-            self.ready_held += 1;
-        }
-    }
-
-    /// Refuses what has to be waited for, keeps what is ready, tells the peer.
-    fn go_away(&mut self) -> Result<(), Closed> {
-        self.draining = true;
-        self.reply(Frame::GoAway)?;
-        let waiting: Vec<u64> = self
-            .open
-            .iter()
-            .filter(|(_, open)| matches!(open.state, OpenState::Waiting(_)))
-            .map(|(id, _)| *id)
-            .collect();
-        for id in waiting {
-            if let Some(Open { state: OpenState::Waiting(abort), .. }) = self.open.remove(&id) {
-                abort.abort();
-                self.status(id, StatusCode::Draining)?;
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Waits for a piece, and for its bytes to be in memory.
-async fn open(context: Arc<Context>, request: PieceRequest, deadline: Instant) -> Result<Served, StatusCode> {
-    let wait = deadline.saturating_duration_since(Instant::now());
-    let Some(served) = context.source.open(request, wait).await else {
-        return Err(if Instant::now() >= deadline { StatusCode::Deadline } else { StatusCode::NotHave });
-    };
-    let len = match &served {
-        Served::Memory(piece) => piece.len(),
-        Served::File { len, .. } => *len,
-    };
-    if len != request.len {
-        return Err(StatusCode::Length);
-    }
-    if let Served::File { file, offset, len, .. } = &served {
-        match super::warm::warm(file, *offset, *len, &context.cold_reads).await {
-            Ok(cold) => add(&context.config.stats.cold_reads, u64::from(cold)),
-            Err(error) => {
-                tracing::warn!(%error, piece = request.piece, "cannot read a piece that a peer asked for");
-                return Err(StatusCode::Failed);
-            }
-        }
-    }
-    Ok(served)
 }

@@ -17,7 +17,10 @@ use tokio::sync::Semaphore;
 use crate::limits::{WARM_PROBE_BYTES, WARM_READ_BYTES};
 
 /// Is every probed place of the range in the page cache? File systems that cannot say count as warm.
-fn is_warm(file: &File, offset: u64, len: u64) -> bool {
+pub(super) fn is_warm(file: &File, offset: u64, len: u64) -> bool {
+    if len == 0 {
+        return true;
+    }
     let last = offset + len - 1;
     (offset..last).step_by(WARM_PROBE_BYTES).chain([last]).all(|at| {
         let mut byte = [0];
@@ -52,7 +55,7 @@ fn pull(file: &File, offset: u64, len: u64) -> io::Result<()> {
 /// # Errors
 /// The file is shorter, or cannot be read.
 pub(super) async fn warm(file: &Arc<File>, offset: u64, len: u32, at_once: &Semaphore) -> io::Result<bool> {
-    if len == 0 || is_warm(file, offset, u64::from(len)) {
+    if is_warm(file, offset, u64::from(len)) {
         return Ok(false);
     }
     // Never closed; were it, reading without the permit would do no harm.
