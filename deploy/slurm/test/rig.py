@@ -137,7 +137,7 @@ class Rig:
             self.binary, "coordinator", "--grpc", f"127.0.0.1:{self.ports['coordinator']}", "--http", "127.0.0.1:0",
             "--state-dir", self.dir / "coordinator", "--ready-file", path,
         ], self.env)
-        ready()
+        self.coordinator_http = ready()["http"]
         for node in NODES:
             self.start_agent(node)
         until("all agents are up", lambda: self.up() == NODES)
@@ -178,6 +178,12 @@ class Rig:
         """What the coordinator knows of a job."""
         found = [j for j in self.status()["jobs"] if j["job"] == f"rig/{number}"]
         return found[0] if found else None
+
+    def metric(self, series):
+        """One of the coordinator's, now."""
+        with urllib.request.urlopen(f"http://{self.coordinator_http}/metrics", timeout=20) as answer:
+            lines = answer.read().decode().splitlines()
+        return next((float(line.split()[-1]) for line in lines if line.startswith(series)), 0.0)
 
     # -- S3
 
@@ -220,7 +226,7 @@ class Rig:
             shutil.copy2(DEPLOY / hook, shipped)
             # The wrapper says where things are on this machine; the hook itself is the one that is shipped.
             path.write_text(
-                f"#!/bin/sh\nexport MILLSTREAM={self.binary} MILLSTREAM_SLURM_CONFIG={self.toml}\n"
+                f"#!/bin/sh\nexport MILLSTREAM={self.binary} MILLSTREAM_SLURM_CONFIG={self.toml} SLURM_CONF={self.conf}\n"
                 f"[ {hook} = task-prolog ] && exec {shipped}\n"
                 f"began=$(/bin/date +%s%N)\n{shipped} 2>>{self.dir}/log/hook-{hook}.err\ncode=$?\n"
                 f'echo "$SLURM_JOB_ID ${{SLURMD_NODENAME:--}} $code '
