@@ -213,11 +213,14 @@ class Rig:
     def settings(self, **changed):
         """Writes slurm.toml: those of most cases, and what this one wants otherwise. Hooks read it each time."""
         settings = {"budget": "60s", "agent_grace": "2s", "ahead": "off", **changed}
-        self.toml.write_text(
+        # At once: a hook that reads half of it would believe in defaults.
+        following = self.toml.with_suffix(".next")
+        following.write_text(
             f'coordinator = ["{self.coordinator_url}"]\nsocket = "{self.dir}/data/%n/agent.sock"\n'
             f'run_dir = "{self.dir}/run"\nslurm_conf = "{self.conf}"\n'
             + "".join(f'{key} = "{value}"\n' for key, value in settings.items())
         )
+        following.replace(self.toml)
 
     def write_hooks(self):
         self.settings()
