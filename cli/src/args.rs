@@ -199,7 +199,7 @@ pub struct IndexArgs {
 /// `stage`.
 #[derive(Args, Debug)]
 pub struct StageArgs {
-    /// NAME (the latest version) or NAME@VERSION
+    /// NAME (the latest version), NAME@VERSION, ckpt/RUN@latest or ckpt/RUN@STEP (%x is this job's name)
     pub dataset: String,
     /// all, self, job (the nodes of this Slurm job), names with commas, or a host list such as node[001-016]
     #[arg(long, default_value = "all")]
@@ -224,7 +224,7 @@ pub struct StageArgs {
 /// `wait`.
 #[derive(Args, Debug)]
 pub struct WaitArgs {
-    /// NAME (the latest version) or NAME@VERSION
+    /// NAME (the latest version), NAME@VERSION, ckpt/RUN@latest or ckpt/RUN@STEP (%x is this job's name)
     pub dataset: String,
     /// self, all, job (the nodes of this Slurm job), names with commas, or a host list such as node[001-016]
     #[arg(long, default_value = "self")]
@@ -240,7 +240,7 @@ pub struct WaitArgs {
 /// `path`.
 #[derive(Args, Debug)]
 pub struct PathArgs {
-    /// NAME (the latest version here) or NAME@VERSION
+    /// NAME (the latest version here), NAME@VERSION, ckpt/RUN@latest or ckpt/RUN@STEP
     pub dataset: String,
     /// One shard's file instead of the directory of all
     pub key: Option<String>,

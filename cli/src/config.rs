@@ -263,7 +263,9 @@ impl ClientSettings {
 
     /// The socket that was named, or a default one that exists.
     pub fn socket(&self) -> Option<PathBuf> {
-        self.socket.clone().or_else(|| DEFAULT_SOCKETS.iter().map(PathBuf::from).find(|p| p.exists()))
+        // In a directory that this user may not enter there is one, most likely.
+        let there = |p: &PathBuf| p.try_exists().unwrap_or(true);
+        self.socket.clone().or_else(|| DEFAULT_SOCKETS.iter().map(PathBuf::from).find(there))
     }
 
     /// The socket to try when one is needed.
@@ -290,7 +292,7 @@ pub fn layered<S: Serialize + DeserializeOwned>(role: &str, file: Option<&Path>,
     layers.merge(Serialized::defaults(given)).extract().map_err(|error| {
         let thing = file.map_or_else(|| role.to_owned(), |f| f.display().to_string());
         Failure::usage(thing, describe(&error))
-            .next(format!("`millstream {role} --help` and docs/reference/configuration.md list every key"))
+            .next("the command's --help and docs/reference/configuration.md list every key")
     })
 }
 

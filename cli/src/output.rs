@@ -34,6 +34,11 @@ pub fn note(text: &str) {
     let _ = writeln!(std::io::stderr().lock(), "{text}");
 }
 
+/// "1 node", "3 nodes".
+pub fn nodes(count: usize) -> String {
+    if count == 1 { "1 node".into() } else { format!("{count} nodes") }
+}
+
 /// Columns of texts under headings.
 #[derive(Debug)]
 pub struct Table {

@@ -20,15 +20,17 @@ pub struct Agent {
 impl Agent {
     /// Connects.
     pub async fn connect(path: &Path) -> Result<Agent> {
-        let unreachable = |reason: String| {
-            Failure::new(Code::Unreachable, format!("agent at {}", path.display()), reason)
-                .next("is the agent running here? name its socket with --socket or MILLSTREAM_SOCKET")
-        };
-        let stream = tokio::time::timeout(SOCKET_TIMEOUT, UnixStream::connect(path))
-            .await
-            .map_err(|_| unreachable("no answer".into()))?
-            .map_err(|e| unreachable(format!("cannot connect: {e}")))?;
-        Ok(Agent { path: path.to_owned(), stream: BufReader::new(stream) })
+        let failed = |code, reason: String| Failure::new(code, format!("agent at {}", path.display()), reason);
+        let next = "is the agent running here? name its socket with --socket or MILLSTREAM_SOCKET";
+        match tokio::time::timeout(SOCKET_TIMEOUT, UnixStream::connect(path)).await {
+            Ok(Ok(stream)) => Ok(Agent { path: path.to_owned(), stream: BufReader::new(stream) }),
+            Ok(Err(e)) if e.kind() == std::io::ErrorKind::PermissionDenied => {
+                Err(failed(Code::Denied, format!("you may not use its socket: {e}"))
+                    .next("ask to be put into the group that owns it; verified files can be read without the socket"))
+            }
+            Ok(Err(e)) => Err(failed(Code::Unreachable, format!("cannot connect: {e}")).next(next)),
+            Err(_) => Err(failed(Code::Unreachable, "no answer".into()).next(next)),
+        }
     }
 
     /// Who is there: the reply of `hello`.

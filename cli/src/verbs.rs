@@ -1,6 +1,6 @@
 //! The verbs: one module each.
 
-use tokio::runtime::Runtime;
+use tokio::runtime::{Builder, Runtime};
 
 use crate::args::{Cli, Shell, Verb};
 use crate::failure::{Failure, Result};
@@ -24,7 +24,12 @@ pub fn run(verb: Verb) -> Result<()> {
     if let Verb::Completions { shell } = verb {
         return completions(shell);
     }
-    let runtime = Runtime::new().map_err(|e| Failure::other("runtime", e))?;
+    let runtime = match &verb {
+        // Each node waits for its hooks before each job: no threads are made for them.
+        Verb::Slurm { .. } => Builder::new_current_thread().enable_all().build(),
+        _ => Runtime::new(),
+    };
+    let runtime = runtime.map_err(|e| Failure::other("runtime", e))?;
     let result = runtime.block_on(dispatch(verb));
     // Whatever still runs has been told to stop; a blocking call that hangs must not keep the process.
     runtime.shutdown_background();

@@ -212,6 +212,12 @@ fn every_refusal_has_its_exit_code_and_says_what_next() {
         (&["stage", "fine", "--placement", "everywhere"], 2),
         (&["wait", "fine", "--timeout", "soon"], 2),
         (&["wait", "fine", "--config", "/nowhere.toml"], 2),
+        (&["wait", "fine", "--nodes", "n[1-"], 2),
+        (&["stage", "ckpt/run@soon"], 2),
+        (&["stage", "ckpt/%x@latest"], 2),
+        (&["stage", "ckpt/run@latest,priority=5"], 2),
+        (&["stage", "ckpt/run@7"], 3),
+        (&["wait", "ckpt/run@latest", "--nodes", "all"], 3),
         (&["no-such-verb"], 2),
         (&[], 2),
     ] {
@@ -284,6 +290,28 @@ fn self_is_this_host_where_no_agent_runs() {
     assert_eq!(code(&world.run(&["stage", "fine", "--nodes", "self"])), 0);
     let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
     assert_eq!(*world.seen.0.lock().unwrap(), [host]);
+}
+
+#[test]
+fn settings_that_cannot_be_read_stop_only_jobs_that_ask() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = dir.path().join("slurm.toml");
+    std::fs::write(&config, "budget = 'soon'").unwrap();
+    for (hook, comment, expected) in [
+        ("prolog-slurmctld", "nothing of ours", 0),
+        ("prolog", "nothing of ours", 0),
+        ("prolog-slurmctld", "millstream:d@v", 2),
+        ("prolog", "millstream:d@v", 2),
+        // Slurm drains a node, or ends a task, for what these say.
+        ("epilog", "millstream:d@v", 0),
+        ("epilog-slurmctld", "millstream:d@v", 0),
+        ("task-prolog", "", 0),
+    ] {
+        let mut command = millstream(&["slurm", hook, "--slurm-bin", "/nowhere", "--config"]);
+        command.arg(&config).envs([("SLURM_JOB_ID", "1"), ("SLURM_JOB_COMMENT", comment), ("SLURMD_NODENAME", "n1")]);
+        let output = command.output().unwrap();
+        assert_eq!(code(&output), expected, "{hook} {comment}: {}", stderr(&output));
+    }
 }
 
 #[test]

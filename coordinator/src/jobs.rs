@@ -37,12 +37,19 @@ pub(crate) struct Open {
     allocated: Option<Time>,
     /// Nodes where it has ended.
     done: BTreeSet<NodeId>,
+    /// What the totals have of it: bytes found and milliseconds waited. Where nodes ask one by one it is ready several
+    /// times.
+    told: Option<(u64, u64)>,
 }
 
 impl Open {
     fn places(&self) -> BTreeSet<Place> {
-        self.wants.iter().flat_map(|w| w.nodes.iter().map(|&n| (w.dataset, n))).collect()
+        places(&self.wants)
     }
+}
+
+fn places(wants: &[Want]) -> BTreeSet<Place> {
+    wants.iter().flat_map(|w| w.nodes.iter().map(|&n| (w.dataset, n))).collect()
 }
 
 /// A job.
@@ -123,8 +130,9 @@ impl Jobs {
         self.sequence = self.sequence.max(sequence + 1);
         let allocated = again.as_ref().and_then(|o| o.allocated).or((!record.pending).then_some(now));
         let done = again.as_ref().map(|o| o.done.clone()).unwrap_or_default();
+        let told = again.as_ref().and_then(|o| o.told);
         let (missing, there) = (BTreeSet::new(), BTreeMap::new());
-        let mut open = Open { sequence, wants, missing, found: there, allocated, done };
+        let mut open = Open { sequence, wants, missing, found: there, allocated, done, told };
         let places = open.places();
         for &place in &places {
             let known = again.as_ref().and_then(|o| o.found.get(&place)).copied();
@@ -144,14 +152,31 @@ impl Jobs {
         self.jobs.insert(record.job.clone(), Job { record, open: Some(open) });
     }
 
-    /// A job is done with a node; its wants that are not over by that.
+    /// A job is done with a node; its wants that are not over by that. What was counted of the others stays.
     pub(crate) fn done_on(&mut self, job: &str, node: NodeId) -> Vec<Want> {
         let Some(open) = self.jobs.get_mut(job).and_then(|j| j.open.as_mut()) else {
             return Vec::new();
         };
         open.done.insert(node);
         let over = |w: &Want| w.nodes.iter().all(|n| open.done.contains(n));
-        open.wants.iter().filter(|w| !over(w)).cloned().collect()
+        let (gone, left): (Vec<Want>, Vec<Want>) = open.wants.iter().cloned().partition(over);
+        if left.is_empty() {
+            return left;
+        }
+        open.wants = left.clone();
+        let (kept, sequence) = (open.places(), open.sequence);
+        open.missing.retain(|place| kept.contains(place));
+        for place in places(&gone).difference(&kept) {
+            self.forget_place(place, sequence);
+        }
+        left
+    }
+
+    /// Changes what is remembered of a job, and nothing else.
+    pub(crate) fn describe(&mut self, record: JobRecord) {
+        if let Some(job) = self.jobs.get_mut(&record.job) {
+            job.record = record;
+        }
     }
 
     /// Remembers a job that ended; a place for one that was never opened.
@@ -185,11 +210,15 @@ impl Jobs {
 
     fn forget_places(&mut self, open: &Open) {
         for place in open.places() {
-            if let Some(jobs) = self.wanted.get_mut(&place) {
-                jobs.remove(&open.sequence);
-                if jobs.is_empty() {
-                    self.wanted.remove(&place);
-                }
+            self.forget_place(&place, open.sequence);
+        }
+    }
+
+    fn forget_place(&mut self, place: &Place, sequence: u64) {
+        if let Some(jobs) = self.wanted.get_mut(place) {
+            jobs.remove(&sequence);
+            if jobs.is_empty() {
+                self.wanted.remove(place);
             }
         }
     }
@@ -253,9 +282,11 @@ impl Jobs {
             if open.missing.is_empty() && record.waited_ms.is_none() {
                 let waited_ms = now.since(allocated) / 1_000;
                 record.waited_ms = Some(waited_ms);
-                self.totals.ready += 1;
-                self.totals.waited_ms += waited_ms;
-                self.totals.cache_bytes += record.cache_bytes;
+                let (cache_before, waited_before) = open.told.unwrap_or_default();
+                self.totals.ready += u64::from(open.told.is_none());
+                self.totals.waited_ms += waited_ms.saturating_sub(waited_before);
+                self.totals.cache_bytes += record.cache_bytes.saturating_sub(cache_before);
+                open.told = Some((record.cache_bytes, waited_ms));
                 done.push(record.clone());
             }
         }
@@ -278,16 +309,17 @@ impl Jobs {
             self.jobs.insert(record.job.clone(), Job { record, open: None });
             return;
         }
-        let cache_bytes = record.cache_bytes;
-        let (job, waited_ms) = (record.job.clone(), record.waited_ms);
+        let (job, cache_bytes, waited_ms) = (record.job.clone(), record.cache_bytes, record.waited_ms);
         self.open(Time::ZERO, record, wants, |_| 0);
-        if let Some(job) = self.jobs.get_mut(&job) {
-            // What was counted before stays; what nodes hold is not known yet.
-            job.record.cache_bytes = cache_bytes;
-            job.record.waited_ms = waited_ms;
-            if let Some(open) = job.open.as_mut().filter(|_| waited_ms.is_some()) {
-                open.missing.clear();
-            }
+        let Some(Job { record, open: Some(open) }) = self.jobs.get_mut(&job) else { return };
+        // What was counted before stays, also when its hook asks again; at which place it was found is not known.
+        if let Some(found) = open.found.values_mut().next() {
+            *found = cache_bytes;
+        }
+        (record.cache_bytes, record.waited_ms) = (cache_bytes, waited_ms);
+        if let Some(waited_ms) = waited_ms {
+            open.missing.clear();
+            open.told = Some((cache_bytes, waited_ms));
         }
     }
 }
@@ -373,6 +405,38 @@ mod tests {
         assert_eq!(jobs.done_on("a", N[0]).len(), 1);
         assert!(jobs.holder(D, N[0]).is_none() && jobs.holder(D, N[1]).is_some());
         assert!(jobs.done_on("a", N[1]).is_empty());
+    }
+
+    #[test]
+    fn nodes_that_ask_one_by_one_are_one_job_that_waited_once() {
+        let mut jobs = Jobs::default();
+        let each = |nodes: &[NodeId]| nodes.iter().flat_map(|&n| want(&[n])).collect::<Vec<_>>();
+        jobs.open(Time(0), record("j", false), each(&N[..1]), |_| 3);
+        assert_eq!(jobs.judge(Time(2_000_000), |_| true)[0].waited_ms, Some(2_000));
+        let first = jobs.get("j").unwrap().record.clone();
+        jobs.open(Time(3_000_000), first, each(&N[..2]), |_| 4);
+        assert_eq!(jobs.judge(Time(5_000_000), |_| true)[0].waited_ms, Some(5_000));
+        let totals = jobs.totals;
+        assert_eq!((totals.ready, totals.waited_ms, totals.cache_bytes), (1, 5_000, 7));
+        // That one of them is done changes nothing of what was counted, however long the job ran.
+        assert_eq!(jobs.done_on("j", N[0]), want(&N[1..2]));
+        jobs.touch(D);
+        assert!(jobs.judge(Time(90_000_000), |_| true).is_empty());
+        let record = &jobs.get("j").unwrap().record;
+        assert_eq!((record.waited_ms, record.cache_bytes, jobs.totals), (Some(5_000), 7, totals));
+        jobs.moved(D, N[0], 10, Source::Origin);
+        assert_eq!(jobs.get("j").unwrap().record.origin_bytes, 0, "it wants nothing there any more");
+    }
+
+    #[test]
+    fn what_was_found_outlives_a_restart() {
+        let mut jobs = Jobs::default();
+        let known = JobRecord { cache_bytes: 9, waited_ms: Some(40), ..record("j", false) };
+        jobs.restore(known.clone(), want(&N));
+        jobs.open(Time(1), jobs.get("j").unwrap().record.clone(), want(&N), |_| 0);
+        assert_eq!(jobs.get("j").unwrap().record, known);
+        jobs.touch(D);
+        assert!(jobs.judge(Time(2), |_| true).is_empty());
     }
 
     #[test]

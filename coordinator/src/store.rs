@@ -102,6 +102,9 @@ pub struct JobRecord {
     pub shared_bytes: u64,
     /// How it ended, in words.
     pub outcome: String,
+    /// Nodes that are done with it while others are not.
+    #[serde(default)]
+    pub done_nodes: Vec<String>,
 }
 
 impl StageRecord {

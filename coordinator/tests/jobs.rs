@@ -75,6 +75,7 @@ async fn a_job_is_opened_once_and_counted_once() {
     let (_, metrics) = coordinator.get("/metrics").await;
     assert!(metrics.contains("millstream_job_bytes_total{source=\"origin\"} 300000"), "{metrics}");
     assert!(metrics.contains("millstream_job_bytes_total{source=\"shared\"} 600000"), "{metrics}");
+    assert!(metrics.contains("millstream_job_bytes_total{source=\"cache\"} 300000"), "{metrics}");
     assert!(metrics.contains("millstream_job_waits_total 3"), "{metrics}");
     assert!(metrics.contains("millstream_jobs{state=\"ready\"} 3"), "{metrics}");
     coordinator.stop().await;
@@ -135,7 +136,14 @@ async fn nodes_are_given_back_one_by_one() {
     assert_eq!(stages(&coordinator).await, 2);
     close(&mut client, "c/2", 0, "n1").await;
     assert_eq!(stages(&coordinator).await, 1);
-    assert_eq!(close(&mut client, "c/2", 0, "n2").await.state, "ended");
+    coordinator.stop().await;
+    // What is done stays done through a restart, and the account names both.
+    let coordinator = Coordinator::start(config(state.path())).await;
+    let mut client = coordinator.client().await;
+    assert_eq!(stages(&coordinator).await, 1);
+    let ended = close(&mut client, "c/2", 0, "n2").await;
+    assert_eq!((ended.state.as_str(), ended.nodes.len()), ("ended", 2));
+    assert_eq!(stages(&coordinator).await, 0);
     coordinator.stop().await;
 }
 

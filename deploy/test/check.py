@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Checks units, alert rules, dashboard and chart with their own tools."""
+"""Checks units, alert rules, dashboard, chart, image recipe and licences with their own tools."""
 
 import json
 import pathlib
@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 
-import jsonschema
+import helm_python
 import kubernetes_validate
 import yaml
 
@@ -105,10 +105,9 @@ def dashboard():
 
 def kubernetes():
     folder = DEPLOY / "kubernetes" / "millstream"
-    schema = json.loads((folder / "values.schema.json").read_text())
     for changes in VALUES:
-        values, objects, by = chart.rendered(folder, changes)
-        jsonschema.validate(values, schema)
+        chart.linted(folder, changes, KUBERNETES)
+        objects = chart.rendered(folder, changes)
         for thing in objects:
             valid(thing)
         kinds = {o["kind"] for o in objects}
@@ -116,14 +115,12 @@ def kubernetes():
         if kinds != wanted:
             sys.exit(f"the chart makes {kinds}, not {wanted}")
         selected(objects)
-    try:
-        jsonschema.validate({**values, "agent": {**values["agent"], "dataPath": "relative"}}, schema)
-        sys.exit("the schema of the values takes a relative path")
-    except jsonschema.ValidationError:
-        pass
+    for wrong in [{"agent": {"dataPath": "relative"}}, {"agnet": {}}, {"image": {"tag": ""}}]:
+        if not chart.refuses(folder, wrong):
+            sys.exit(f"the schema of the values takes {wrong}")
     for thing in yaml.safe_load_all((DEPLOY / "kubernetes" / "example-job.yaml").read_text()):
         valid(thing)
-    print(f"ok    chart and example, rendered by {by}, against the schemas of Kubernetes {KUBERNETES}")
+    print(f"ok    chart and example: lint and templates of Helm {helm_python.helm_sdk_version()}, schemas of Kubernetes {KUBERNETES}")
 
 
 def valid(thing):
@@ -147,8 +144,36 @@ def selected(objects):
             assert container[probe]["httpGet"]["port"] in names, probe
 
 
+def image():
+    """hadolint, and the packages that the build needs are those of `make build-deps`."""
+    recipe = DEPLOY / "docker" / "Dockerfile"
+    # DL3008: packages of a stable release are not pinned, so that security updates come in.
+    run("hadolint", "--strict-labels", "--failure-threshold", "style", "--ignore", "DL3008", recipe)
+    makefile = (DEPLOY.parent / "Makefile").read_text()
+    needed = set(re.search(r"^build-deps:.*\n\t@scripts/apt-install (.*)$", makefile, re.M).group(1).split())
+    first = recipe.read_text().split("\nFROM ")[1]
+    missing = needed - set(first.split())
+    if missing:
+        sys.exit(f"the image's build stage does not install {missing}")
+    print("ok    image recipe: hadolint")
+
+
+def licences():
+    """docs/adr/0010: everything in the SPANK plugin may be used under the GPL's version 2."""
+    said = run("cargo", "tree", "--locked", "-p", "millstream-spank", "-e", "normal,no-proc-macro", "--prefix", "none", "-f", "{p}|{l}")
+    lines = {line.removesuffix(" (*)") for line in said.splitlines() if "|" in line}
+    fine = {"MIT", "GPL-2.0-or-later", "BSD-2-Clause", "BSD-3-Clause", "Zlib", "ISC", "Unlicense"}
+    for line in lines:
+        package, licence = line.rsplit("|", 1)
+        if not fine & set(re.split(r" OR |/", licence)):
+            sys.exit(f"{package} is {licence}: the SPANK plugin must not depend on it")
+    print(f"ok    licences of {len(lines)} crates in the SPANK plugin")
+
+
 if __name__ == "__main__":
     units()
     alerts()
     dashboard()
     kubernetes()
+    image()
+    licences()

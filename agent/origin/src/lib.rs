@@ -53,6 +53,15 @@ pub struct Origin {
     prefix: String,
 }
 
+/// Most often the URL; but no client can be made either on a machine without root certificates.
+fn unusable(url: String, detail: String) -> OriginError {
+    if detail.contains("CA certificates") {
+        let detail = format!("{url}: this machine has no root certificates; install the package ca-certificates");
+        return OriginError::Invalid { detail };
+    }
+    OriginError::Url { url, detail }
+}
+
 impl Origin {
     /// From `s3://bucket/prefix`, `gs://…`, `az://…`, `http(s)://…` or `file:///…`. Credentials and endpoints come
     /// from the environment (`AWS_*`, `GOOGLE_*`, `AZURE_*`). Connects to nothing yet.
@@ -72,8 +81,8 @@ impl Origin {
     /// As [`from_url`](Self::from_url).
     pub fn from_url_with(text: &str, vars: impl IntoIterator<Item = (String, String)>) -> Result<Origin, OriginError> {
         let vars: Vec<(String, String)> = vars.into_iter().collect();
-        let (backend, prefix) = Backend::open(text, &vars)
-            .map_err(|detail| OriginError::Url { url: backend::without_secrets(text), detail })?;
+        let (backend, prefix) =
+            Backend::open(text, &vars).map_err(|detail| unusable(backend::without_secrets(text), detail))?;
         let prefix = prefix.trim_matches('/');
         let prefix = if prefix.is_empty() { String::new() } else { format!("{prefix}/") };
         Ok(Origin { url: text.to_owned(), backend: Arc::new(backend), prefix })

@@ -81,7 +81,7 @@ fn coordinator_config(settings: CoordinatorSettings) -> Result<CoordinatorConfig
         config.state_dir = state_dir;
     }
     config.etcd = settings.etcd;
-    config.id = settings.id;
+    config.id = Some(settings.id.unwrap_or_else(host_name));
     config.heartbeat_ms = settings.heartbeat_ms.unwrap_or(config.heartbeat_ms);
     config.node_timeout_ms = settings.node_timeout_ms.unwrap_or(config.node_timeout_ms);
     config.alarm_hold_ms = settings.alarm_hold_ms.unwrap_or(config.alarm_hold_ms);

@@ -1,5 +1,5 @@
 //! `path`: where verified data lies on this node. Asks the local agent only; without `--fetch` that works without a
-//! coordinator.
+//! coordinator; only which version holds a checkpoint is known there.
 
 use serde_json::{Value, json};
 
@@ -9,10 +9,15 @@ use crate::failure::{Code, Failure, Result};
 use crate::limits::SOCKET_TIMEOUT;
 use crate::output;
 use crate::socket::Agent;
+use crate::verbs::slurm;
 
 /// Prints the path.
 pub async fn run(args: PathArgs) -> Result<()> {
     let session = Session::new(&args.client)?;
+    let args = match args.dataset.starts_with("ckpt/") {
+        true => PathArgs { dataset: slurm::selector(&session, &args.dataset).await?, ..args },
+        false => args,
+    };
     let mut agent = Agent::connect(&session.settings.socket_or_default()).await?;
     let thing = match &args.key {
         Some(key) => format!("{} {key}", args.dataset),

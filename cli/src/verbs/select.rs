@@ -26,7 +26,7 @@ pub async fn pin(args: SelectArgs, pinned: bool) -> Result<()> {
         return output::json(&json!({"dataset": reply.dataset, "nodes": reply.nodes, "pinned": pinned}));
     }
     let done = if pinned { "pinned" } else { "unpinned" };
-    output::note(&format!("{done} {} on {} nodes", reply.dataset, reply.nodes.len()));
+    output::note(&format!("{done} {} on {}", reply.dataset, output::nodes(reply.nodes.len())));
     Ok(())
 }
 
@@ -47,7 +47,8 @@ pub async fn evict(args: SelectArgs) -> Result<()> {
         }))?;
     } else {
         let freed = format_size(reply.bytes);
-        output::note(&format!("evicted {} from {} nodes, {freed} freed", reply.dataset, reply.nodes.len()));
+        let nodes = output::nodes(reply.nodes.len());
+        output::note(&format!("evicted {} from {nodes}, {freed} freed", reply.dataset));
     }
     if reply.refused.is_empty() {
         return Ok(());
@@ -97,8 +98,8 @@ pub async fn verify(args: SelectArgs) -> Result<()> {
         return Err(Failure::other(args.dataset, errors.join("; ")).next("see `millstream status`, then try again"));
     }
     if !session.json {
-        let bytes = format_size(totals.iter().sum());
-        output::note(&format!("{}: every byte matches on {} nodes, {bytes} read", args.dataset, totals.len()));
+        let (nodes, bytes) = (output::nodes(totals.len()), format_size(totals.iter().sum()));
+        output::note(&format!("{}: every byte matches on {nodes}, {bytes} read", args.dataset));
     }
     Ok(())
 }

@@ -16,6 +16,8 @@ use serde::{Deserialize, Serialize};
 use crate::client::Session;
 use crate::config::{self, ClientSettings, Span};
 use crate::failure::{Code, Failure, Result};
+use crate::output::note;
+use crate::verbs::dataset::check_selector;
 
 mod after;
 mod ahead;
@@ -198,11 +200,19 @@ impl SlurmSettings {
 /// Runs one of them.
 pub async fn run(verb: SlurmVerb) -> Result<()> {
     match verb {
-        SlurmVerb::PrologSlurmctld(s) => before::run(&s.layered()?, &hook()?).await,
-        SlurmVerb::Prolog(s) => node::prolog(&s.layered()?, &hook()?).await,
-        SlurmVerb::TaskProlog(s) => node::task_prolog(&s.layered()?, &hook()?).await,
-        SlurmVerb::Epilog(s) => after::epilog(s.layered(), hook()).await,
-        SlurmVerb::EpilogSlurmctld(s) => after::epilog_slurmctld(s.layered(), hook()).await,
+        SlurmVerb::PrologSlurmctld(s) => match concerned()? {
+            Some(hook) => before::run(&readable(&s, &hook).await?, &hook).await,
+            None => Ok(()),
+        },
+        SlurmVerb::Prolog(s) => match concerned()? {
+            Some(hook) => node::prolog(&readable(&s, &hook).await?, &hook).await,
+            None => Ok(()),
+        },
+        SlurmVerb::TaskProlog(s) => excused(async { node::task_prolog(&s.layered()?, &hook()?).await }.await),
+        SlurmVerb::Epilog(s) => excused(async { after::epilog(&s.layered()?, &hook()?).await }.await),
+        SlurmVerb::EpilogSlurmctld(s) => {
+            excused(async { after::epilog_slurmctld(&s.layered()?, &hook()?).await }.await)
+        }
         SlurmVerb::Check(args) => ahead::check(args).await,
         SlurmVerb::StageIn(args) => ahead::stage_in(args).await,
         SlurmVerb::StageOut(args) => ahead::stage_out(args).await,
@@ -215,6 +225,29 @@ impl Settings {
     fn layered(&self) -> Result<SlurmSettings> {
         config::layered("slurm", self.config.as_deref(), &self.given)
     }
+}
+
+/// The hook of a job that asks for data. One that does not must not depend on our settings.
+fn concerned() -> Result<Option<Hook>> {
+    hook().map(|hook| Some(hook).filter(Hook::asks))
+}
+
+/// The settings; who waits for the job is told why there are none.
+async fn readable(settings: &Settings, hook: &Hook) -> Result<SlurmSettings> {
+    let read = settings.layered();
+    if let Err(failure) = &read {
+        let text = words::one_line(&format!("millstream: {failure}; the job cannot start before that is mended"));
+        scontrol::Slurm::new(&settings.given).tell(hook.job, &text).await;
+    }
+    read
+}
+
+/// An epilog that fails drains its node, and a TaskProlog that fails ends its task: neither is worth that.
+fn excused(done: Result<()>) -> Result<()> {
+    if let Err(failure) = done {
+        note(&format!("error: {failure}"));
+    }
+    Ok(())
 }
 
 fn hook() -> Result<Hook> {
@@ -260,6 +293,30 @@ async fn resolve(session: &Session, wants: &[Want], job_name: &str) -> Result<Ve
         resolved.push(JobWant { dataset, placement, priority: want.priority });
     }
     Ok(resolved)
+}
+
+/// A version as people write it, `ckpt/RUN@latest` and `ckpt/RUN@STEP` among them: as jobs write them, with `%x` for the
+/// name of the job that this runs in.
+pub async fn selector(session: &Session, text: &str) -> Result<String> {
+    if !text.starts_with(want::CHECKPOINT) {
+        check_selector(text)?;
+        return Ok(text.to_owned());
+    }
+    let wrong = |e: &dyn std::fmt::Display| Failure::usage(text, e).next("write ckpt/RUN@latest or ckpt/RUN@STEP");
+    let want: Want = text.parse().map_err(|e: want::WantError| wrong(&e))?;
+    let plain = Want { spread: None, priority: 0, timeout: None, ..want.clone() };
+    if want != plain {
+        return Err(wrong(&"options are for requests of jobs"));
+    }
+    let name = std::env::var("SLURM_JOB_NAME").unwrap_or_default();
+    if name.is_empty() && matches!(plain.what, What::Checkpoint { run: None, .. }) {
+        return Err(wrong(&"%x is the name of a Slurm job, and this is none: SLURM_JOB_NAME is not set"));
+    }
+    let found = resolve(session, &[plain], &name).await?.pop().map(|found| found.dataset);
+    found.ok_or_else(|| {
+        Failure::new(Code::Unknown, text, "this run has no checkpoint yet")
+            .next("`millstream dataset ls` lists checkpoints with their steps")
+    })
 }
 
 fn find_checkpoint(catalog: Option<&ListDatasetsReply>, run: &str, step: Option<u64>) -> Option<String> {

@@ -7,15 +7,14 @@ use crate::args::StageArgs;
 use crate::client::Session;
 use crate::failure::{Failure, Result};
 use crate::output::{self, Progress};
-use crate::verbs::dataset::check_selector;
-use crate::verbs::wait;
+use crate::verbs::{slurm, wait};
 
 /// Stages, and waits when asked to.
 pub async fn run(args: StageArgs) -> Result<()> {
-    check_selector(&args.dataset)?;
     check_placement(&args.placement)?;
     wait::check_nodes(&args.nodes)?;
     let session = Session::new(&args.client)?;
+    let args = StageArgs { dataset: slurm::selector(&session, &args.dataset).await?, ..args };
     let nodes = wait::node_names(&session, &args.nodes).await;
     let reply = session
         .call(&args.dataset, |mut client| {
@@ -48,7 +47,8 @@ pub async fn run(args: StageArgs) -> Result<()> {
     }
     let joined = if reply.joined_existing { ", joined one that was there" } else { "" };
     let state = if args.wait { "ready on" } else { "staging on" };
-    output::note(&format!("{} {state} {} nodes (stage {}{joined})", reply.dataset, reply.nodes.len(), reply.stage));
+    let nodes = output::nodes(reply.nodes.len());
+    output::note(&format!("{} {state} {nodes} (stage {}{joined})", reply.dataset, reply.stage));
     Ok(())
 }
 

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use millstream_proto::convert;
 use millstream_proto::v1::{Problem, ShowDatasetRequest, WaitProgress, WaitRequest};
 use millstream_types::size::format_size;
 use serde_json::{Value, json};
@@ -14,24 +15,31 @@ use crate::failure::{Code, Failure, Result};
 use crate::limits::{RECONNECT_PAUSE, WAIT_RECONNECT};
 use crate::output::{self, Progress, of};
 use crate::socket::Agent;
-use crate::verbs::dataset::check_selector;
+use crate::verbs::slurm;
 
 /// Waits.
 pub async fn run(args: WaitArgs) -> Result<()> {
-    check_selector(&args.dataset)?;
     check_nodes(&args.nodes)?;
     let session = Session::new(&args.client)?;
+    let args = WaitArgs { dataset: slurm::selector(&session, &args.dataset).await?, ..args };
     let timeout = args.timeout.map(|t| t.0);
     if args.nodes == "self"
         && let Some(socket) = session.settings.socket()
     {
-        let dataset = latest(&session, &args.dataset).await;
-        return at_agent(&session, &socket, &dataset, timeout).await;
+        match Agent::connect(&socket).await {
+            Ok(agent) => {
+                let dataset = latest(&session, &args.dataset).await;
+                return at_agent(&session, agent, &dataset, timeout).await;
+            }
+            // Who may not use the socket can still ask the coordinator about this node.
+            Err(failure) if failure.code == Code::Denied => output::note(&format!("note: {failure}")),
+            Err(failure) => return Err(failure),
+        }
     }
     let last = at_coordinator(&session, &args.dataset, &args.nodes, timeout).await?;
     if !session.json {
-        let (nodes, bytes) = (last.nodes_total, format_size(last.bytes_total));
-        output::note(&format!("{} is ready on {nodes} nodes, {bytes}", args.dataset));
+        let (nodes, bytes) = (output::nodes(last.nodes_total as usize), format_size(last.bytes_total));
+        output::note(&format!("{} is ready on {nodes}, {bytes}", args.dataset));
     }
     Ok(())
 }
@@ -53,8 +61,7 @@ async fn latest(session: &Session, dataset: &str) -> String {
     }
 }
 
-async fn at_agent(session: &Session, socket: &std::path::Path, dataset: &str, timeout: Option<Duration>) -> Result<()> {
-    let mut agent = Agent::connect(socket).await?;
+async fn at_agent(session: &Session, mut agent: Agent, dataset: &str, timeout: Option<Duration>) -> Result<()> {
     let mut progress = Progress::new(session.json);
     let timeout_ms = timeout.map(|t| t.as_millis().max(1) as u64);
     let request = json!({"op": "wait", "dataset": dataset, "timeout_ms": timeout_ms});
@@ -102,13 +109,17 @@ fn job_nodes() -> Option<String> {
     ["SLURM_JOB_NODELIST", "SLURM_NODELIST"].iter().find_map(|name| std::env::var(name).ok()).filter(|n| !n.is_empty())
 }
 
-/// `--nodes job` needs a job.
+/// What can be said of `--nodes` without asking anybody.
 pub fn check_nodes(nodes: &str) -> Result<()> {
     if nodes == "job" && job_nodes().is_none() {
         return Err(Failure::usage("--nodes job", "this is not a Slurm job: SLURM_JOB_NODELIST is not set")
             .next("name the nodes, or write --nodes all"));
     }
-    Ok(())
+    match convert::hostlist("nodes", nodes) {
+        Ok(_) => Ok(()),
+        Err(error) => Err(Failure::usage(format!("--nodes {nodes}"), error)
+            .next("write all, self, job, names with commas, or a host list such as node[001-016]")),
+    }
 }
 
 /// Waits at the coordinator, through its restarts, and shows progress.

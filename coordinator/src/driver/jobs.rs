@@ -225,8 +225,10 @@ impl State {
         let left = gone.map(|node| self.jobs.done_on(&job, node)).unwrap_or_default();
         if !left.is_empty() {
             // Stages of several nodes go on until the last of them is done.
-            record.wants = left.iter().filter_map(|w| self.want_record(w)).collect();
-            self.jobs.open(now, record.clone(), left.clone(), |_| 0);
+            if !record.done_nodes.contains(&request.node) {
+                record.done_nodes.push(request.node.clone());
+            }
+            self.jobs.describe(record.clone());
             let over: Vec<Want> = wants.into_iter().filter(|w| !left.contains(w)).collect();
             self.release(now, &job, &over, &mut changes);
         } else {
@@ -291,7 +293,11 @@ impl State {
             let nodes = want.nodes.iter().map(|name| self.know_node(Time::ZERO, name)).collect();
             wants.push(Want { dataset, nodes, placement: want.placement() });
         }
+        let (job, done) = (record.job.clone(), record.done_nodes.clone());
         self.jobs.restore(record, wants);
+        for node in done.iter().filter_map(|name| self.nodes.find(name)) {
+            self.jobs.done_on(&job, node.id);
+        }
     }
 }
 

@@ -40,10 +40,16 @@ def comment_runs_with_data_in_place(rig):
 
 
 def ready_data_costs_little(rig):
-    rig.dataset("c2")
+    size = rig.dataset("c2")
     rig.cli("stage", "c2@v1", "--nodes", "all", "--wait", "--timeout", "60s")
     for _ in range(5):
-        rig.completed(rig.sbatch("true", "-N3", "--comment=millstream:c2@v1"))
+        job = rig.sbatch("true", "-N3", "--comment=millstream:c2@v1")
+        output = rig.completed(job)
+    # What was there already is accounted for as that, in all places.
+    check("S3 0 B, peers 0 B, cache 9.00 MiB" in output, f"the line in the output:\n{output}")
+    check(rig.ended(job)["bytes"] == {"cache": 3 * size, "origin": 0, "peer": 0, "shared": 0}, f"{rig.job(job)}")
+    counted = rig.metric('millstream_job_bytes_total{source="cache"}')
+    check(counted >= 5 * 3 * size, f"the metric says {counted}")
     runs = [us / 1000 for _, _, code, us in rig.hook_runs("prolog")[-15:] if code == 0]
     check(len(runs) == 15, "a Prolog failed")
     return f"Prolog with ready data: median {statistics.median(runs):.0f} ms, worst {max(runs):.0f} ms of {len(runs)}"
@@ -82,6 +88,9 @@ def stage_option_of_the_plugin(rig):
     check("c21@v1" in output and "c22@v1" in output, output)
     done = rig.slurm("srun", "-N1", "--stage=c21", "sh", "-c", 'basename "$MILLSTREAM_ROOT"', **rig.as_user())
     check("c21@v1" in done.stdout, f"srun: {done}")
+    inner = ["srun", "sh", "-c", 'basename "$MILLSTREAM_ROOT"']
+    done = rig.slurm("salloc", "-N2", "--stage=c22", *inner, **rig.as_user())
+    check(done.stdout.count("\nc22@v1") == 2, f"salloc: {done}")
     for bad in ["../c21", "c21@v1,speed=9", "ghost@v1"]:
         done = rig.slurm("srun", "-N1", f"--stage={bad}", "true", check=False, **rig.as_user())
         check(done.returncode != 0 and "millstream" in done.stderr, f"{bad} was taken: {done}")
@@ -106,6 +115,9 @@ def unknown_dataset_is_refused_at_submit(rig):
     for bad in ["millstream:../etc@v1", "millstream:a;b@v1", "millstream:$(reboot)"]:
         done = rig.sbatch("true", f"--comment={bad}", check=False)
         check(done.returncode != 0 and "is not NAME" in done.stderr, f"{bad}: {done}")
+    for bad in ["millstream:c5@v1,speed=9", "millstream:c5@v1,priority=high", "Millstream:c5@v1", "millstream:ckpt/c5@7"]:
+        done = rig.sbatch("true", f"--comment={bad}", check=False)
+        check(done.returncode != 0 and "millstream:" in done.stderr, f"{bad}: {done}")
 
 
 def unknown_dataset_of_a_running_queue_is_held(rig):
@@ -133,6 +145,29 @@ def gone_while_pending_is_said_at_the_job(rig):
     rig.cli("dataset", "rm", "c20@v1")
     until("the reason is at the job", lambda: "c20@v1" in rig.state(job) and "removed" in rig.state(job))
     check("PENDING" in rig.state(job), rig.state(job))
+
+
+def stage_in_that_ended_early_is_not_believed(rig):
+    """To Slurm the data is staged when stage-in has ended: readiness is looked at again on the nodes."""
+    size = rig.dataset("c24", shards=2, megabytes=4)
+    rig.settings(ahead="auto", budget="2s")
+    rig.control("POST", "/rate", {"bytes_per_s": 256 << 10})
+    job = rig.sbatch(READ, "-N3", "--comment=millstream:c24@v1")
+    until("its data is pulled", lambda: (j := rig.job(job)) and j["state"] == "pending" and rig.sent("c24") > 0)
+    rig.settings(ahead="auto")
+    until("it has its nodes, and not its data", lambda: (j := rig.job(job)) and j["state"] == "staging")
+    rig.control("POST", "/rate", {"bytes_per_s": None})
+    read_everywhere(rig, job, "c24")
+    check(rig.sent("c24") == size, f"S3 sent {rig.sent('c24')} bytes of {size}")
+
+
+def settings_that_cannot_be_read_hurt_only_jobs_that_ask(rig):
+    rig.dataset("c25")
+    rig.toml.write_text("budget = 'soon'\n")
+    check("fine" in rig.completed(rig.sbatch("echo fine", "-N3")), "a job that asks for nothing")
+    job = rig.sbatch("true", "-N1", "--comment=millstream:c25@v1")
+    until("the user is told", lambda: "budget" in rig.show(job) and "PENDING" in rig.state(job))
+    check(set(rig.node_states()) <= {"idle", "completing"}, f"nodes: {rig.node_states()}")
 
 
 def cancelled_while_staging(rig):
@@ -276,12 +311,14 @@ def user_without_rights_to_the_socket(rig):
     modes = {n: rig.socket(n).stat().st_mode & 0o777 for n in NODES}
     for node in NODES:
         rig.socket(node).chmod(0o600)
+    wait = f"MILLSTREAM_COORDINATOR={rig.coordinator_url} {rig.binary} wait c16@v1 --timeout 60s && echo told by the coordinator"
     try:
-        output = rig.completed(rig.sbatch(READ, "-N1", "--comment=millstream:c16@v1"))
+        output = rig.completed(rig.sbatch(f"{READ}\n{wait}", "-N1", "--comment=millstream:c16@v1"))
     finally:
         for node, mode in modes.items():
             rig.socket(node).chmod(mode)
-    check("cannot use the agent's socket" in output, f"the user is not told:\n{output}")
+    check("cannot use the agent's socket" in output and "group" in output, f"the user is not told:\n{output}")
+    check("told by the coordinator" in output, f"wait has no other way:\n{output}")
     check(digest(rig, "c16") in output, f"the files cannot be read:\n{output}")
 
 
@@ -306,6 +343,16 @@ def the_last_checkpoint_of_the_same_name(rig):
                 "checkpoint", "--run", "train", "--step", step)
     output = rig.completed(rig.sbatch('basename "$MILLSTREAM_ROOT"', "-N1", "-J", "train", "--comment=millstream:ckpt/%x@latest"))
     check("ckpt-train@s12\n" in output, output)
+    for request, version in [("ckpt/train@latest", "s12"), ("ckpt/train@5", "s5")]:
+        output = rig.completed(rig.sbatch('basename "$MILLSTREAM_ROOT"', "-N1", f"--comment=millstream:{request}"))
+        check(f"ckpt-train@{version}\n" in output, output)
+    # Inside of a script the verbs know the same words.
+    millstream = f"MILLSTREAM_COORDINATOR={rig.coordinator_url} MILLSTREAM_SOCKET={rig.socket('n1')} {rig.binary}"
+    script = "\n".join(f"{millstream} {words}" for words in [
+        "stage ckpt/%x@latest --nodes job --wait", "wait ckpt/train@latest", "path ckpt/%x@latest", "path ckpt/train@7",
+    ])
+    output = rig.completed(rig.sbatch(script + "; true", "-N1", "-w", "n1", "-J", "train"))
+    check("/ckpt-train@s12\n" in output and "no such checkpoint" in output, output)
     # The first run of a name has none, and begins all the same.
     output = rig.completed(rig.sbatch("echo began", "-N1", "-J", "fresh", "--comment=millstream:ckpt/%x@latest"))
     check("began" in output, output)
@@ -352,6 +399,8 @@ ALL = [
     unknown_dataset_is_refused_at_submit,
     unknown_dataset_of_a_running_queue_is_held,
     gone_while_pending_is_said_at_the_job,
+    stage_in_that_ended_early_is_not_believed,
+    settings_that_cannot_be_read_hurt_only_jobs_that_ask,
     cancelled_while_staging,
     cancelled_while_pending,
     s3_down_requeues_and_drains_nothing,

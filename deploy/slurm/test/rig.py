@@ -137,7 +137,7 @@ class Rig:
             self.binary, "coordinator", "--grpc", f"127.0.0.1:{self.ports['coordinator']}", "--http", "127.0.0.1:0",
             "--state-dir", self.dir / "coordinator", "--ready-file", path,
         ], self.env)
-        ready()
+        self.coordinator_http = ready()["http"]
         for node in NODES:
             self.start_agent(node)
         until("all agents are up", lambda: self.up() == NODES)
@@ -179,6 +179,12 @@ class Rig:
         found = [j for j in self.status()["jobs"] if j["job"] == f"rig/{number}"]
         return found[0] if found else None
 
+    def metric(self, series):
+        """One of the coordinator's, now."""
+        with urllib.request.urlopen(f"http://{self.coordinator_http}/metrics", timeout=20) as answer:
+            lines = answer.read().decode().splitlines()
+        return next((float(line.split()[-1]) for line in lines if line.startswith(series)), 0.0)
+
     # -- S3
 
     def control(self, method, path, body=None):
@@ -207,11 +213,14 @@ class Rig:
     def settings(self, **changed):
         """Writes slurm.toml: those of most cases, and what this one wants otherwise. Hooks read it each time."""
         settings = {"budget": "60s", "agent_grace": "2s", "ahead": "off", **changed}
-        self.toml.write_text(
+        # At once: a hook that reads half of it would believe in defaults.
+        following = self.toml.with_suffix(".next")
+        following.write_text(
             f'coordinator = ["{self.coordinator_url}"]\nsocket = "{self.dir}/data/%n/agent.sock"\n'
             f'run_dir = "{self.dir}/run"\nslurm_conf = "{self.conf}"\n'
             + "".join(f'{key} = "{value}"\n' for key, value in settings.items())
         )
+        following.replace(self.toml)
 
     def write_hooks(self):
         self.settings()
@@ -220,7 +229,7 @@ class Rig:
             shutil.copy2(DEPLOY / hook, shipped)
             # The wrapper says where things are on this machine; the hook itself is the one that is shipped.
             path.write_text(
-                f"#!/bin/sh\nexport MILLSTREAM={self.binary} MILLSTREAM_SLURM_CONFIG={self.toml}\n"
+                f"#!/bin/sh\nexport MILLSTREAM={self.binary} MILLSTREAM_SLURM_CONFIG={self.toml} SLURM_CONF={self.conf}\n"
                 f"[ {hook} = task-prolog ] && exec {shipped}\n"
                 f"began=$(/bin/date +%s%N)\n{shipped} 2>>{self.dir}/log/hook-{hook}.err\ncode=$?\n"
                 f'echo "$SLURM_JOB_ID ${{SLURMD_NODENAME:--}} $code '

@@ -63,6 +63,11 @@ impl Hook {
         format!("{}/{}", self.cluster, self.job)
     }
 
+    /// Does it ask for anything, as far as can be told?
+    pub fn asks(&self) -> bool {
+        self.wants().map_or(true, |wants| !wants.is_empty())
+    }
+
     /// What the job asks for, in its comment and with `--stage`.
     ///
     /// # Errors
@@ -95,7 +100,8 @@ mod tests {
         assert_eq!(ctld.wants().unwrap().len(), 2);
         let node = read(&[("SLURM_JOBID", "7"), ("SLURM_NODELIST", "n1"), ("SLURMD_NODENAME", "n1")]).unwrap();
         assert_eq!((node.node.as_str(), node.nodes.as_str()), ("n1", "n1"));
-        assert!(node.wants().unwrap().is_empty());
+        assert!(node.wants().unwrap().is_empty() && !node.asks() && ctld.asks());
+        assert!(read(&[("SLURM_JOB_ID", "7"), ("SLURM_JOB_COMMENT", "millstream:a/b")]).unwrap().asks());
     }
 
     #[test]

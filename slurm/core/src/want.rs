@@ -17,7 +17,7 @@ use crate::limits::{PRIORITY_MAX, TEXT_BYTES_MAX, TIMEOUT_S_MAX, WANTS_MAX};
 /// Before every request in a comment.
 pub const PREFIX: &str = "millstream:";
 /// Before the run's name of a checkpoint.
-const CHECKPOINT: &str = "ckpt/";
+pub const CHECKPOINT: &str = "ckpt/";
 /// Slurm's own sign for the name of the job.
 const JOB_NAME: &str = "%x";
 

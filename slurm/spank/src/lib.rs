@@ -3,8 +3,8 @@
 //! It checks what was written, in the user's own process, and hands it to the hooks as `SPANK_MILLSTREAM_STAGE`.
 //! Goals: a mistake is told before the job is submitted; nothing here can end the process that loaded it: no panic
 //! leaves a function, and with `optional` in plugstack.conf a plugin of another release is passed over. Non-goals:
-//! any network, anything on compute nodes. The few names of Slurm's C interface are declared by hand, so that no
-//! header of Slurm is needed; they have been the same since Slurm 2.
+//! any network, anything on compute nodes. The few names of Slurm's C interface that spank(8) documents are declared by
+//! hand: no header of Slurm is needed or copied (docs/adr/0010); they have been the same since Slurm 2.
 
 // The wall to Slurm's C interface; each block says why it is sound.
 #![allow(unsafe_code, non_upper_case_globals)]
@@ -39,7 +39,7 @@ const fn parse(text: &str) -> c_uint {
 
 type Callback = extern "C" fn(c_int, *const c_char, c_int) -> c_int;
 
-/// `struct spank_option` of spank.h.
+/// What `spank_option_register` takes.
 #[repr(C)]
 struct SpankOption {
     name: *const c_char,
@@ -62,7 +62,7 @@ unsafe extern "C" {
     fn slurm_error(format: *const c_char, ...);
 }
 
-/// `ESPANK_SUCCESS`.
+/// Zero is success, to Slurm and from it.
 const FINE: c_int = 0;
 const BAD: c_int = -1;
 

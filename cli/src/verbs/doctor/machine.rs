@@ -68,7 +68,11 @@ pub fn nofile() -> Check {
 /// The data directory: writable, roomy, past the page cache; and the storage engine that an agent would use there.
 pub async fn disk(dir: &Path) -> Vec<Check> {
     let shown = dir.display();
-    if let Err(error) = fs::create_dir_all(dir) {
+    if !dir.exists() {
+        let fix = "an agent makes it when it may; or choose the disk with --data-dir, then look again";
+        return vec![Check::warn("data directory", format!("{shown} is not there yet"), fix)];
+    }
+    if let Err(error) = fs::read_dir(dir) {
         let fix = format!("create it for the user that runs the agent, or choose another --data-dir than {shown}");
         return vec![Check::fail("data directory", format!("{shown}: {error}"), fix)];
     }

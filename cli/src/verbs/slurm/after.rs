@@ -24,57 +24,43 @@ pub struct EndArgs {
     settings: Settings,
 }
 
-/// Does it ask for anything, as far as can be told?
-fn concerns_us(hook: &Hook) -> bool {
-    hook.wants().map_or(true, |wants| !wants.is_empty())
-}
-
 /// This node is done with the job.
-pub async fn epilog(settings: Result<SlurmSettings>, hook: Result<Hook>) -> Result<()> {
-    let (settings, hook) = match (settings, hook) {
-        (Ok(settings), Ok(hook)) => (settings, hook),
-        (Err(failure), _) | (_, Err(failure)) => return excuse(&failure),
-    };
-    node::forget(&settings, &hook);
-    if concerns_us(&hook) && !hook.node.is_empty() {
-        let node = hook.node.clone();
-        let_go(&settings.session(), &hook, &node, "ended on all nodes", SLURM_EPILOG_BUDGET).await;
+pub async fn epilog(settings: &SlurmSettings, hook: &Hook) -> Result<()> {
+    node::forget(settings, hook);
+    if hook.asks() && !hook.node.is_empty() {
+        let_go(&settings.session(), hook, &hook.node, "ended on all nodes", SLURM_EPILOG_BUDGET).await;
     }
     Ok(())
 }
 
 /// The job has ended everywhere, or never began.
-pub async fn epilog_slurmctld(settings: Result<SlurmSettings>, hook: Result<Hook>) -> Result<()> {
-    let (settings, hook) = match (settings, hook) {
-        (Ok(settings), Ok(hook)) => (settings, hook),
-        (Err(failure), _) | (_, Err(failure)) => return excuse(&failure),
-    };
-    if concerns_us(&hook) {
+pub async fn epilog_slurmctld(settings: &SlurmSettings, hook: &Hook) -> Result<()> {
+    if hook.asks() {
         let outcome = match std::env::var("SLURM_JOB_EXIT_CODE2") {
             Ok(code) => format!("ended, exit code {code}"),
             Err(_) => "ended".to_owned(),
         };
-        let_go(&settings.session(), &hook, "", &outcome, SLURM_EPILOG_SLURMCTLD_BUDGET).await;
+        let_go(&settings.session(), hook, "", &outcome, SLURM_EPILOG_SLURMCTLD_BUDGET).await;
     }
     Ok(())
 }
 
-fn excuse(failure: &crate::failure::Failure) -> Result<()> {
-    // An epilog that fails drains the node.
-    note(&format!("error: {failure}"));
-    Ok(())
-}
-
-/// Closes the job at the coordinator; on one node only, where `node` is given.
+/// Closes the job at the coordinator; on one node only, where `node` is given. Takes no longer than `budget`.
 pub async fn let_go(session: &Session, hook: &Hook, node: &str, outcome: &str, budget: Duration) {
-    let until = Instant::now() + budget;
-    while let Err(failure) = close(session, &hook.key(), hook.attempt, node, outcome).await {
-        if failure.code != Code::Unreachable || Instant::now() >= until {
-            note(&format!("error: {failure}; the job's data stays held: `millstream slurm end {}`", hook.key()));
-            return;
+    let (until, key) = (Instant::now() + budget, hook.key());
+    let failure = loop {
+        let left = until.saturating_duration_since(Instant::now());
+        let closed = close(session, &key, hook.attempt, node, outcome);
+        match tokio::time::timeout(left, closed).await {
+            Ok(Ok(())) => return,
+            Ok(Err(failure)) if failure.code == Code::Unreachable && Instant::now() < until => {
+                tokio::time::sleep(RECONNECT_PAUSE).await;
+            }
+            Ok(Err(failure)) => break failure.to_string(),
+            Err(_) => break format!("coordinator: no answer within {budget:?}"),
         }
-        tokio::time::sleep(RECONNECT_PAUSE).await;
-    }
+    };
+    note(&format!("error: {failure}; the job's data stays held: `millstream slurm end {key}`"));
 }
 
 async fn close(session: &Session, job: &str, attempt: u32, node: &str, outcome: &str) -> Result<()> {

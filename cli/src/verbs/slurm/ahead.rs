@@ -9,6 +9,7 @@ use millstream_proto::convert;
 use millstream_proto::v1::{ListDatasetsReply, ListDatasetsRequest, ShowDatasetRequest, ShowJobRequest};
 use millstream_slurm::ahead::{Ahead, Plan, plan};
 use millstream_slurm::{Hook, Want, want};
+use millstream_types::DatasetName;
 use serde_json::Value;
 
 use super::before::budget;
@@ -77,6 +78,9 @@ pub struct CatalogArgs {
 pub async fn check(args: CheckArgs) -> Result<()> {
     let session = args.settings.layered()?.session();
     let wants = want::of_both(&args.comment, &args.stage).map_err(|e| refused(&e))?;
+    if wants.is_empty() {
+        note("nothing is asked for: no word of --comment begins with millstream:, and --stage is empty");
+    }
     for line in known(&session, &wants, &args.name).await? {
         output::line(&line)?;
     }
@@ -101,7 +105,7 @@ async fn known(session: &Session, wants: &[Want], name: &str) -> Result<Vec<Stri
 pub async fn stage_in(args: StageInArgs) -> Result<()> {
     let settings = args.settings.layered()?;
     let script =
-        std::fs::read_to_string(&args.script).map_err(|e| Failure::other(args.script.display().to_string(), e))?;
+        std::fs::read_to_string(&args.script).map_err(|e| Failure::usage(args.script.display().to_string(), e))?;
     let wants = want::of_script(&script).map_err(|e| refused(&e))?;
     if wants.is_empty() {
         return Ok(());
@@ -238,7 +242,8 @@ async fn place(settings: &SlurmSettings, session: &Session, slurm: &Slurm, pendi
     Ok(plan(ahead, candidates, required, pending.count))
 }
 
-/// One empty file per `name@version` and per `name`, so that Lua can ask with an `open`, without the network.
+/// One empty file per `name@version`, per `name` and per `ckpt:run@step`, so that Lua can ask with an `open`, without
+/// the network.
 pub async fn catalog(args: CatalogArgs) -> Result<()> {
     let session = args.settings.layered()?.session();
     loop {
@@ -269,6 +274,9 @@ fn write(out: &Path, reply: &ListDatasetsReply) -> Result<()> {
         // Names of datasets have neither slashes nor leading dots.
         wanted.insert(dataset.name.clone());
         wanted.insert(format!("{}@{}", dataset.name, dataset.version));
+        if dataset.kind == "checkpoint" && dataset.run.parse::<DatasetName>().is_ok() {
+            wanted.insert(format!("ckpt:{}@{}", dataset.run, dataset.step));
+        }
     }
     let mut there = BTreeSet::new();
     for entry in std::fs::read_dir(out).map_err(failed)? {
@@ -307,5 +315,8 @@ mod tests {
         assert_eq!(names(), ".current d d@v1 d@v2");
         write(&out, &ListDatasetsReply { datasets: vec![info("d", "v2"), info("e", "v1")] }).unwrap();
         assert_eq!(names(), ".current d d@v2 e e@v1");
+        let step = |run: &str| DatasetInfo { kind: "checkpoint".into(), run: run.into(), step: 12, ..info("c", "s12") };
+        write(&out, &ListDatasetsReply { datasets: vec![step("train"), step("../x")] }).unwrap();
+        assert_eq!(names(), ".current c c@s12 ckpt:train@12");
     }
 }

@@ -15,7 +15,7 @@ use super::scontrol::Slurm;
 use super::{How, SlurmSettings, after, open, refused, resolve, words};
 use crate::client::Session;
 use crate::failure::{Code, Failure, Result};
-use crate::limits::{RECONNECT_PAUSE, SLURM_PROGRESS_EVERY};
+use crate::limits::{RECONNECT_PAUSE, SLURM_EPILOG_BUDGET, SLURM_PROGRESS_EVERY};
 use crate::output::note;
 use crate::verbs::wait;
 
@@ -60,7 +60,7 @@ async fn give_up(settings: &SlurmSettings, hook: &Hook, slurm: &Slurm, stuck: St
         slurm.drain(node, "millstream: the agent does not answer").await;
     }
     slurm.tell(hook.job, &text).await;
-    after::let_go(&settings.session(), hook, "", &text, RECONNECT_PAUSE).await;
+    after::let_go(&settings.session(), hook, "", &text, SLURM_EPILOG_BUDGET).await;
     match verdict.job {
         // Where it cannot be held, our exit code ends it.
         Job::Hold => _ = slurm.hold(hook.job).await,

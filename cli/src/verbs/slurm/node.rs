@@ -19,7 +19,7 @@ use super::scontrol::Slurm;
 use super::{How, SlurmSettings, after, open, refused, resolve, words};
 use crate::client::Session;
 use crate::failure::{Code, Failure, Result};
-use crate::limits::{RECONNECT_PAUSE, SLURM_AGENT_PATIENCE, SLURM_SHOW_TIMEOUT};
+use crate::limits::{RECONNECT_PAUSE, SLURM_AGENT_PATIENCE, SLURM_EPILOG_BUDGET, SLURM_SHOW_TIMEOUT};
 use crate::output::{self, note};
 use crate::socket::Agent;
 use crate::verbs::wait;
@@ -60,12 +60,12 @@ pub async fn prolog(settings: &SlurmSettings, hook: &Hook) -> Result<()> {
         Err(error) => return stop_job(settings, hook, refused(&error).into()).await,
     };
     let socket = settings.socket(&hook.node);
-    let mut agent = match connect(&socket).await {
+    let session = settings.session();
+    let (agent, known) = tokio::join!(connect(&socket), shown(&session, hook));
+    let mut agent = match agent {
         Ok(agent) => agent,
         Err(failure) => return broken(settings, hook, failure).await,
     };
-    let session = settings.session();
-    let known = shown(&session, hook).await;
     match check(&mut agent, &wants, known.as_ref()).await {
         Ok(found) => leave(settings, hook, &socket, found, known.as_ref()),
         Err(_) => match stage_here(settings, hook, &wants, &session, &mut agent).await {
@@ -179,7 +179,7 @@ async fn stop_job(settings: &SlurmSettings, hook: &Hook, stuck: Stuck) -> Result
     let text = words::failed(&stuck.failure, &verdict);
     note(&text);
     slurm.tell(hook.job, &text).await;
-    after::let_go(&settings.session(), hook, &hook.node, &text, RECONNECT_PAUSE).await;
+    after::let_go(&settings.session(), hook, &hook.node, &text, SLURM_EPILOG_BUDGET).await;
     let back = match verdict.job {
         Job::Hold => slurm.hold(hook.job).await,
         Job::Requeue => slurm.requeue(hook.job).await,
@@ -237,9 +237,9 @@ pub async fn task_prolog(settings: &SlurmSettings, hook: &Hook) -> Result<()> {
         said.push(format!("print {}", left.line));
         if let Err(failure) = Agent::connect(&left.socket).await {
             said.push(format!(
-                "print millstream: you cannot use the agent's socket ({}); the files can be read without it. next: ask \
-                 to be put into the group that owns it",
-                failure.reason
+                "print millstream: you cannot use the agent's socket ({}){}",
+                failure.reason,
+                failure.next.map(|n| format!("; next: {n}")).unwrap_or_default()
             ));
         }
     }

@@ -6,14 +6,12 @@ use millstream_proto::v1::JobReply;
 use millstream_slurm::policy::{Job, Verdict};
 use millstream_types::size::format_size;
 
-use crate::failure::Failure;
+use crate::failure::{Code, Failure};
+use crate::output;
 
 /// One line on a job whose data is ready: the accounting.
 pub fn ready(job: &JobReply) -> String {
-    let nodes = match job.nodes.len() {
-        1 => "1 node".to_owned(),
-        n => format!("{n} nodes"),
-    };
+    let nodes = output::nodes(job.nodes.len());
     let waited = Duration::from_millis(job.waited_ms);
     let mut parts =
         vec![format!("S3 {}", format_size(job.origin_bytes)), format!("peers {}", format_size(job.peer_bytes))];
@@ -36,7 +34,12 @@ pub fn failed(failure: &Failure, verdict: &Verdict) -> String {
         "" => failure.thing.clone(),
         reason => format!("{}: {reason}", failure.thing),
     };
-    let next = failure.next.as_ref().map(|n| format!("; next: {n}")).unwrap_or_default();
+    let next = match (&failure.next, failure.code) {
+        // It is not the job's owner who can start it.
+        (_, Code::Unreachable) => "; next: tell your administrators when it stays so".to_owned(),
+        (Some(next), _) => format!("; next: {next}"),
+        (None, _) => String::new(),
+    };
     let then = match (verdict.drain.is_empty(), verdict.job) {
         (false, _) => format!("; drained {}, the job runs again elsewhere", verdict.drain.join(", ")),
         (true, Job::Hold) => "; the job is held: correct it, then scontrol release".to_owned(),
@@ -55,7 +58,6 @@ pub fn one_line(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::failure::Code;
 
     #[test]
     fn the_line_of_a_ready_job_says_everything() {
@@ -80,5 +82,8 @@ mod tests {
         let text = failed(&failure, &Verdict { job: Job::Hold, drain: vec![] });
         assert!(text.starts_with("millstream: d@v: no such dataset; the job is held"), "{text}");
         assert!(text.ends_with("next: ask"), "{text}");
+        let away = Failure::new(Code::Unreachable, "coordinator", "no answer").next("start it");
+        let text = failed(&away, &Verdict { job: Job::Requeue, drain: vec![] });
+        assert!(text.ends_with("tried again; next: tell your administrators when it stays so"), "{text}");
     }
 }
