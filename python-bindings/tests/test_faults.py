@@ -205,6 +205,15 @@ def test_bytes_that_do_not_match_are_never_shown(cluster: Cluster) -> None:
         assert error.shard == "train-001.tar" and error.expected and error.actual and error.expected != error.actual
         with pytest.raises((millstream.IntegrityError, millstream.NotReadyError)):
             ds.path("train-001.tar", timeout=1)
+        # A data loader gets the other shard's samples, and then the same error.
+        data: ShardStream[bytes] = ShardStream(
+            ds, transform=lambda s: s["txt"], samples=20, rank=0, world_size=1, lanes=1, timeout=DEADLINE
+        )
+        seen = []
+        with pytest.raises(millstream.IntegrityError) as caught:
+            seen.extend(data)
+        assert caught.value.shard == "train-001.tar" and caught.value.expected != caught.value.actual
+        assert set(seen) <= {b"0:%d" % i for i in range(20)}
         visible = cluster.directory / "node1/datasets/rotten@v1/train-001.tar"
         assert not visible.exists()
     finally:
@@ -348,19 +357,41 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(where)], check=True)
 
 
+def on_disk(cluster: Cluster, disk: Path) -> None:
+    """Moves the data of its one agent to another file system."""
+    agent = cluster.agents[0]
+    agent.stop()
+    agent.arguments[agent.arguments.index("--data-dir") + 1] = str(disk)
+    agent.start()
+    until("the agent has a session", lambda: bool(cluster.client().status()["coordinator"]))
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
 def test_a_full_disk_is_named(own_cluster: Callable[..., Cluster], small_disk: Path) -> None:
     cluster = own_cluster(1, "--capacity", "1GiB")
-    cluster.agents[0].stop()
-    agent = cluster.agents[0]
-    agent.arguments[agent.arguments.index("--data-dir") + 1] = str(small_disk)
-    agent.start()
+    on_disk(cluster, small_disk)
     ds = cluster.add("big", {"a.bin": os.urandom(20 << 20)})
     ds.stage()
-    with pytest.raises((millstream.NoSpaceError, millstream.NotReadyError)) as caught:
-        ds.wait(timeout=15)
-    assert "big@v1" in str(caught.value)
+    with pytest.raises(millstream.NoSpaceError, match="big@v1"):
+        ds.wait(timeout=DEADLINE)
     assert not list((small_disk / "datasets").glob("*/*.bin"))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
+def test_a_disk_that_turns_read_only_is_named(own_cluster: Callable[..., Cluster], small_disk: Path) -> None:
+    """What is on it is read as before; what would have to be written is refused with the reason."""
+    cluster = own_cluster(1)
+    on_disk(cluster, small_disk)
+    here = cluster.add("here", number_shards(2, 5))
+    here.stage().wait(timeout=DEADLINE)
+    more = cluster.add("more", number_shards(2, 5))
+    remount = ["mount", "-o", "remount,ro", str(small_disk)]
+    until("nothing is open for writing", lambda: subprocess.run(remount, capture_output=True).returncode == 0)
+    data: ShardStream[bytes] = ShardStream(here, transform=lambda s: s["txt"], rank=0, world_size=1)
+    assert len(list(data)) == 10 and here.wait(timeout=DEADLINE)
+    with pytest.raises(millstream.MillstreamError, match="(?i)more@v1.*read-only file system"):
+        more.stage()
+        more.wait(timeout=DEADLINE)
 
 
 def test_shared_memory_stays_clean(cluster: Cluster, numbers: millstream.Dataset) -> None:
