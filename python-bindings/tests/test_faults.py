@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import DEADLINE, Cluster, clean_environment, number_shards, python, until
+from conftest import DEADLINE, Cluster, binary, clean_environment, number_shards, python, until
 
 import millstream
 from millstream.stream import ShardStream
@@ -379,19 +379,33 @@ def test_a_full_disk_is_named(own_cluster: Callable[..., Cluster], small_disk: P
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
 def test_a_disk_that_turns_read_only_is_named(own_cluster: Callable[..., Cluster], small_disk: Path) -> None:
-    """What is on it is read as before; what would have to be written is refused with the reason."""
+    """What is there is read as before; what would have to be written is refused with the reason."""
     cluster = own_cluster(1)
     on_disk(cluster, small_disk)
     here = cluster.add("here", number_shards(2, 5))
     here.stage().wait(timeout=DEADLINE)
     more = cluster.add("more", number_shards(2, 5))
-    remount = ["mount", "-o", "remount,ro", str(small_disk)]
-    until("nothing is open for writing", lambda: subprocess.run(remount, capture_output=True).returncode == 0)
-    data: ShardStream[bytes] = ShardStream(here, transform=lambda s: s["txt"], rank=0, world_size=1)
-    assert len(list(data)) == 10 and here.wait(timeout=DEADLINE)
-    with pytest.raises(millstream.MillstreamError, match="(?i)more@v1.*read-only file system"):
-        more.stage()
-        more.wait(timeout=DEADLINE)
+    # A file system with files open for writing cannot be made read-only; the place of new files can.
+    partial = str(small_disk / "partial")
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", partial], check=True)
+    try:
+        data: ShardStream[bytes] = ShardStream(here, transform=lambda s: s["txt"], rank=0, world_size=1)
+        assert len(list(data)) == 10 and here.wait(timeout=DEADLINE)
+        with pytest.raises(millstream.MillstreamError, match="(?i)more@v1.*read-only file system"):
+            more.stage()
+            more.wait(timeout=DEADLINE)
+    finally:
+        subprocess.run(["umount", "-l", partial], check=True)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
+def test_a_read_only_disk_starts_nothing(small_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MILLSTREAM_BINARY", binary())
+    (small_disk / "own").mkdir()
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    for where in ("own", "new"):
+        with pytest.raises(millstream.MillstreamError, match=f"{where}.*Read-only file system"):
+            millstream.Client(local=small_disk / where).hello()
 
 
 def test_shared_memory_stays_clean(cluster: Cluster, numbers: millstream.Dataset) -> None:
