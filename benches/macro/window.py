@@ -9,10 +9,10 @@ a wait, and computes for as long as its rate says. Nothing is staged ahead; the 
     mixed      the same, with lanes that every rank meets: each shard is read by every node, a quarter of it each
     different  a job on each node: all read everything, each in an order of its own
 
-Waiting is the time within `next()` from the first sample on, reading and decoding included. The quota is the agent's
-`--capacity`; the disk is a tmpfs. Rates: links at --link-mbit, the origin at --origin-factor times that, trainers at
---load times what the links can carry at best: all of them together read the origin once, and take everything through
-their own links.
+A trainer has started when it has its first batch; waiting is the time within `next()` from then on, reading and
+decoding included. The quota is the agent's `--capacity`; the disk is a tmpfs. Rates: links at --link-mbit, the origin at
+--origin-factor times that; all trainers together read --load times what the origin or one link can carry. More cannot be
+carried at the beginning, when no node has anything.
 
     sudo benches/macro/window.py --python target/test-python/full/bin/python --repeats 3
 """
@@ -33,6 +33,7 @@ import rig  # noqa: E402
 
 DATASET = "bench@v1"
 SAMPLE_BYTES = 64 << 10
+BATCH = 32
 MODES = ("shared", "mixed", "different")
 
 TRAINER = """
@@ -50,24 +51,25 @@ print("ready", flush=True)
 sys.stdin.readline()
 asked = time.monotonic()
 step = given["step_s"]
-taken, waits, started = 0, [], None
-due = asked
+taken, waits, started, due = 0, [], None, 0.0
 while True:
     before = time.monotonic()
     sample = next(reading, None)
     after = time.monotonic()
-    if started is None:
-        started = due = after
-    else:
+    if started is not None:
         waits.append(after - before)
+    elif taken + 1 == given["batch"]:
+        started = after
     if sample is None:
         break
     assert sample["bin"].startswith(sample["__key__"].encode() + b" "), sample["__key__"]
     taken += 1
+    if started is None:
+        continue
     due = max(due, after) + step  # what was waited for is not caught up with
     time.sleep(max(0.0, due - time.monotonic()))
 print(json.dumps({
-    "samples": taken, "first_s": started - asked, "seconds": after - started, "waited_s": sum(waits),
+    "samples": taken, "first_batch_s": started - asked, "seconds": after - started, "waited_s": sum(waits),
     "longest_wait_s": max(waits), "waits_over_10_ms": sum(w > 0.01 for w in waits),
 }))
 """
@@ -166,14 +168,12 @@ class Cluster:
         o = self.options
         together = mode != "different"
         link = o.link_mbit * 1e6 / 8
-        # Bytes that a trainer reads in a second. The origin sends everything once; each node's link takes all shards
-        # that the node reads, of which a rank of a mixed job uses a part.
-        job = min(o.origin_factor * link, {"shared": o.nodes * link, "mixed": link, "different": link}[mode])
-        rate = o.load * job / (o.nodes if together else 1)
+        rate = o.load * min(1.0, o.origin_factor) * link / o.nodes
         given = {
             "socket": socket, "samples": self.samples, "seed": 1 if together else 1 + node,
             "rank": node if together else 0, "world": o.nodes if together else 1,
             "lanes": {"shared": o.nodes * 2, "mixed": o.nodes + 1, "different": 4}[mode], "step_s": SAMPLE_BYTES / rate,
+            "batch": BATCH,
         }  # fmt: skip
         environment = {k: v for k, v in self.environment.items() if k != "PYTHONPATH"}
         return self.members[node].spawn(
@@ -217,7 +217,7 @@ class Cluster:
             "waiting_part_worst": round(max(waiting), 4),
             "longest_wait_s": round(max(r["longest_wait_s"] for r in reports), 3),
             "waits_over_10_ms": sum(r["waits_over_10_ms"] for r in reports),
-            "first_sample_s": round(max(r["first_s"] for r in reports), 3),
+            "first_batch_s": round(max(r["first_batch_s"] for r in reports), 3),
             "cpu_s": round(sum(d.cpu_seconds() - before for d, before in zip(daemons, cpu)), 1),
         }
 
@@ -225,9 +225,9 @@ class Cluster:
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nodes", type=int, default=4)
-    parser.add_argument("--link-mbit", type=int, default=200)
+    parser.add_argument("--link-mbit", type=int, default=400)
     parser.add_argument("--origin-factor", type=float, default=1.0, help="origin rate as a multiple of a link's rate")
-    parser.add_argument("--load", type=float, default=0.5, help="trainers' rate, as a part of what links can carry")
+    parser.add_argument("--load", type=float, default=0.8, help="trainers' rate, as a part of what links can carry")
     parser.add_argument("--cache", type=float, default=0.3, help="a node's quota, as a part of the data")
     parser.add_argument("--size-mib", type=int, default=256)
     parser.add_argument("--shards", type=int, default=64)

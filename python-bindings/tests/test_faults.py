@@ -165,10 +165,10 @@ def test_an_agent_that_restarts_during_a_read_loses_no_sample(own_cluster: Calla
     reading = iter(data)
     seen = [next(reading) for _ in range(7)]
     cluster.agents[0].kill()
-    back = threading.Thread(target=cluster.agents[0].start)
-    back.start()
-    seen += reading
-    back.join()
+    going_on = threading.Thread(target=lambda: seen.extend(reading))
+    going_on.start()
+    cluster.agents[0].start()
+    going_on.join()
     assert seen == expected
 
 

@@ -402,7 +402,7 @@ class Announcer:
         if self._connection is None or not (upcoming or finished):
             return
         ref = self._dataset.ref
-        request = {"op": "reader", "dataset": ref, "reader": "stream", "finished": finished}
+        request: dict[str, Any] = {"op": "reader", "dataset": ref, "reader": "stream", "finished": finished}
         if upcoming:
             request |= {"upcoming": upcoming, "append": True}
         self._dataset._wire.ask(self._connection, ref, request)
