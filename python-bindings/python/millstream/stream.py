@@ -381,9 +381,10 @@ class Announcer:
             warnings.warn(f"{self._dataset.ref}: shards are not fetched ahead: {error}", RuntimeWarning, stacklevel=2)
 
     def _tell(self, position: int) -> None:
-        # Each lane has one shard in use. What comes before them in the order is over.
+        # Each lane has one shard in use. What comes before them in the order is over; one that was not announced comes
+        # after all that were.
         current = set(self._share.upcoming(position, self._lanes))
-        reach = max((self._left[shard] for shard in current if shard in self._left), default=-1)
+        reach = max((self._left.get(shard, self._announced) for shard in current), default=-1)
         over = [shard for shard in takewhile(lambda s: self._left[s] <= reach, self._left) if shard not in current]
         for shard in over:
             del self._left[shard]
