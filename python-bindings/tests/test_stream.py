@@ -12,7 +12,8 @@ import pytest
 from conftest import DEADLINE, Cluster, make_tar, number_shards
 
 import millstream
-from millstream.stream import ShardStream, count_samples, merge_states
+from millstream._millstream import Order, Share
+from millstream.stream import Announcer, ShardStream, count_samples, merge_states
 
 TOTAL = 120
 
@@ -253,6 +254,50 @@ def test_each_reader_tells_of_its_share(
         told = sum((request["upcoming"] for request in announcements), [])
         assert [f"train-{int(shard):03d}.tar" for shard in opened] == told
         check_finished(announcements, told, lanes=4)
+
+
+class Listener:
+    """Stands in for a dataset and its connection: keeps what is announced."""
+
+    ref = "d@v"
+
+    def __init__(self) -> None:
+        self._wire, self.is_open = self, True
+        self.said: list[dict[str, Any]] = []
+
+    def features(self) -> set[str]:
+        return {"reader"}
+
+    def connection(self) -> Listener:
+        return self
+
+    def ask(self, _connection: Any, _thing: str, request: dict[str, Any]) -> None:
+        self.said.append(request)
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_nothing_is_let_go_that_is_read_later(seed: int) -> None:
+    """Any shape: what is read was announced, what is finished is not read any more, and everything gets finished."""
+    rng = random.Random(seed)
+    shards, lanes, world = rng.choice([1, 2, 5, 12, 40, 300]), rng.choice([1, 2, 3, 4, 8, 16]), rng.choice([1, 2, 3, 4, 6])
+    workers, batch, prefetch = rng.choice([1, 2, 3]), rng.choice([1, 4, 8]), rng.choice([None, 4])
+    counts = [rng.randint(1, 20) if seed % 2 else 10 for _ in range(shards)]
+    order = Order(counts, lanes, rng.choice([None, 7]), seed)
+    share = Share(order, 0, [], world, rng.randrange(world), workers, rng.randrange(workers), batch, False)
+    read = [f"{shard}" for shard, _ in share.take(0, len(share))]
+    last = {key: position for position, key in enumerate(read)}
+    listener = Listener()
+    announcer = Announcer(listener, share, [f"{i}" for i in range(shards)], lanes, prefetch)  # type: ignore[arg-type]
+    finished: set[str] = set()
+    for position, key in enumerate(read):
+        if key in read[:position]:
+            continue
+        announcer.at(position)
+        announced = {key for request in listener.said for key in request.get("upcoming", [])}
+        finished = {key for request in listener.said for key in request["finished"]}
+        assert prefetch is not None or key in announced
+        assert not [k for k in finished if last.get(k, -1) >= position], "let go too early"
+    assert len(set(last) - finished) <= lanes
 
 
 def check_finished(said: list[dict[str, Any]], told: list[str], lanes: int) -> None:
