@@ -378,27 +378,6 @@ def test_a_full_disk_is_named(own_cluster: Callable[..., Cluster], small_disk: P
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
-def test_a_disk_that_turns_read_only_is_named(own_cluster: Callable[..., Cluster], small_disk: Path) -> None:
-    """What is there is read as before; what would have to be written is refused with the reason."""
-    cluster = own_cluster(1)
-    on_disk(cluster, small_disk)
-    here = cluster.add("here", number_shards(2, 5))
-    here.stage().wait(timeout=DEADLINE)
-    more = cluster.add("more", number_shards(2, 5))
-    # A file system with files open for writing cannot be made read-only; the place of new files can.
-    partial = str(small_disk / "partial")
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", partial], check=True)
-    try:
-        data: ShardStream[bytes] = ShardStream(here, transform=lambda s: s["txt"], rank=0, world_size=1)
-        assert len(list(data)) == 10 and here.wait(timeout=DEADLINE)
-        with pytest.raises(millstream.MillstreamError, match="(?i)more@v1.*read-only file system"):
-            more.stage()
-            more.wait(timeout=DEADLINE)
-    finally:
-        subprocess.run(["umount", "-l", partial], check=True)
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
 def test_a_read_only_disk_starts_nothing(small_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MILLSTREAM_BINARY", binary())
     (small_disk / "own").mkdir()
