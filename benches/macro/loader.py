@@ -3,8 +3,9 @@
 
     loader.py --out FILE [--samples N] [--large N]
 
-Needs a Python with the package, PyTorch and webdataset (`make test-python` makes one). An agent of its own serves the
-data. Every figure is the median of interleaved rounds in this run; ratios are what counts on a machine that is shared.
+Needs a Python with the package, PyTorch, webdataset and MosaicML Streaming (`make test-python` makes one). An agent of
+its own serves the data, MosaicML's shards (the same samples, uncompressed) too. Every figure is the median of
+interleaved rounds in this run; ratios are what counts on a machine that is shared.
 """
 
 import argparse
@@ -20,7 +21,10 @@ import tempfile
 import time
 import timeit
 
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "python-bindings" / "tests"))
+
 import millstream
+import mosaic
 import torch
 import webdataset as wds
 from millstream.torch import ShardDataset
@@ -37,6 +41,22 @@ def write_tar(path, first, count, size):
                 entry = tarfile.TarInfo(f"{number:08d}.{field}")
                 entry.size = len(content)
                 tar.addfile(entry, io.BytesIO(content))
+
+
+def write_mds(directory, tars):
+    """The samples of some tar shards as MosaicML Streaming shards of the same size."""
+    size = max(path.stat().st_size for path in tars)
+    with mosaic.MDSWriter(out=str(directory), columns={"bin": "bytes", "cls": "bytes"}, size_limit=size) as out:
+        for path in tars:
+            for sample in millstream.stream.tar(path):
+                out.write({"bin": sample["bin"], "cls": sample["cls"]})
+
+
+class Mosaic(mosaic.StreamingDataset):
+    """Decodes as the others do."""
+
+    def __getitem__(self, at):
+        return decode(super().__getitem__(at))
 
 
 def decode(sample):
@@ -61,7 +81,7 @@ def interleaved(ways, samples):
     return {name: round(statistics.median(rates), 1) for name, rates in times.items()}
 
 
-def loaders(ds, samples, workers):
+def loaders(ds, mds, samples, workers):
     """Two workers, batches of 32, the same decode."""
     urls = sorted(str(path) for path in ds.root.glob("*.tar"))
 
@@ -78,8 +98,13 @@ def loaders(ds, samples, workers):
         data = wds.WebDataset(urls, shardshuffle=False).map(decode)
         return count(DataLoader(data, batch_size=32, num_workers=workers))
 
+    def mosaics():
+        return count(DataLoader(mosaicml, batch_size=32, num_workers=workers))
+
     counts = samples // len(urls)
-    return interleaved({"millstream": ours(False), "millstream_shuffled": ours(True), "webdataset": theirs}, samples)
+    mosaicml = Mosaic(local=str(mds.root), batch_size=32, shuffle=False)
+    ways = {"millstream": ours(False), "millstream_shuffled": ours(True), "webdataset": theirs, "mosaicml": mosaics}
+    return interleaved(ways, samples)
 
 
 def bare(ds, samples):
@@ -100,27 +125,37 @@ def bare(ds, samples):
 
 
 def starts(ds):
-    """Milliseconds of a fresh process: import, and the first batch beyond PyTorch's own import."""
-    code = (
-        "import torch, time; t = time.perf_counter(); import millstream; a = time.perf_counter();"
-        "from millstream.torch import ShardDataset; from torch.utils.data import DataLoader;"
-        "ds = millstream.Client().dataset('small');"
-        "next(iter(DataLoader(ShardDataset(ds, samples=%d, rank=0, world_size=1), batch_size=32, collate_fn=list)));"
-        "print((a - t) * 1e3, (time.perf_counter() - t) * 1e3)" % (len_small(ds))
+    """Milliseconds of fresh processes: the import, and what the first batch adds to a process that imports PyTorch."""
+    first = (
+        "import torch, time, millstream; from millstream.torch import ShardDataset;"
+        "from torch.utils.data import DataLoader; ds = millstream.Client().dataset('small');"
+        f"next(iter(DataLoader(ShardDataset(ds, samples={len_small(ds)}, rank=0, world_size=1), batch_size=32,"
+        "collate_fn=list))); print(time.monotonic())"
     )
-    bare_import = "import time; t = time.perf_counter(); import millstream; print((time.perf_counter() - t) * 1e3)"
+    only = "import torch, time; from torch.utils.data import DataLoader; print(time.monotonic())"
+    package = "import time; t = time.perf_counter(); import millstream; print(time.perf_counter() - t)"
     env = {**os.environ, "MILLSTREAM_SOCKET": ds._wire.socket()}
     env.pop("MILLSTREAM_LOCAL", None)
 
-    def runs(text):
-        out = [subprocess.run([sys.executable, "-c", text], env=env, capture_output=True, text=True) for _ in range(7)]
-        assert all(o.returncode == 0 for o in out), out[0].stderr
-        return [[float(x) for x in o.stdout.split()] for o in out]
+    def printed(text):
+        done = subprocess.run([sys.executable, "-c", text], env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return float(done.stdout)
 
-    imports = [r[0] for r in runs(bare_import)]
-    firsts = [r[1] for r in runs(code)]
-    return {"import_ms": round(statistics.median(imports), 1), "import_ms_best": round(min(imports), 1),
-            "first_batch_ms": round(statistics.median(firsts), 1), "first_batch_ms_best": round(min(firsts), 1)}
+    def since_start(text):
+        began = time.monotonic()
+        return printed(text) - began
+
+    printed(first)  # byte code and page cache
+    imports = [printed(package) for _ in range(9)]
+    firsts = [(since_start(first), since_start(only)) for _ in range(9)]
+    added = [with_batch - without for with_batch, without in firsts]
+    found = {"import": imports, "first_batch": added}
+    return {
+        f"{name}_ms{suffix}": round(of(values) * 1e3, 1)
+        for name, values in found.items()
+        for suffix, of in (("", statistics.median), ("_best", min))
+    }
 
 
 def len_small(ds):
@@ -150,16 +185,21 @@ def main():
                 ds.stage()
                 ds.wait(timeout=600)
                 datasets[name], ds_counts[name] = ds, each
+            write_mds(home / "mds", sorted((home / "small").glob("*.tar")))
+            mds = client.add("mds", f"file://{home / 'mds'}/", version="v1")
+            mds.stage()
+            mds.wait(timeout=600)
             small, large = datasets["small"], datasets["large"]
             data = ShardDataset(small, samples=ds_counts["small"], rank=0, world_size=1)
             next(iter(data))
             data.state_dict()
-            loaded = loaders(small, options.samples, 2)
+            loaded = loaders(small, mds, options.samples, 2)
             read = bare(large, options.large)
             result = {
                 "torch": torch.__version__, "webdataset": wds.__version__, "cpus": os.cpu_count(),
                 "load_average": round(os.getloadavg()[0], 1),
                 "loaders_2_workers_samples_per_s": loaded,
+                "ratio_to_mosaicml": round(loaded["millstream"] / loaded["mosaicml"], 2),
                 "ratio_to_webdataset": round(loaded["millstream"] / loaded["webdataset"], 2),
                 "large_samples_per_s": read,
                 "ratio_to_open_read": round(read["millstream"] / read["open_read"], 3),

@@ -15,6 +15,8 @@ use pyo3::exceptions::{PyConnectionError, PyTimeoutError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 /// Longest wait between two looks for signals.
 const SLICE: Duration = Duration::from_millis(50);
@@ -56,20 +58,18 @@ impl Connection {
         self.lock().as_ref().is_some_and(|open| open.pid == std::process::id())
     }
 
-    /// Opens it, if it is not open in this process. Raises OSError.
-    fn connect(&self, py: Python<'_>) -> PyResult<()> {
-        py.detach(|| {
-            let mut open = self.lock();
-            if open.as_ref().is_some_and(|open| open.pid == std::process::id()) {
-                return Ok(());
+    /// Opens it, if it is not open in this process. Raises OSError, TimeoutError among them.
+    fn connect(&self, py: Python<'_>, timeout: f64) -> PyResult<()> {
+        let until = until(timeout)?;
+        while !py.detach(|| self.try_connect())? {
+            // The listener's queue is full: an agent that is stopped, or has a thousand trainers start at once.
+            if Instant::now() >= until {
+                return Err(PyTimeoutError::new_err("the agent does not accept connections"));
             }
-            // A Unix socket connects at once or fails, unless the listener's queue is full: then it blocks until the
-            // agent accepts.
-            let stream = UnixStream::connect(&self.path)?;
-            stream.set_nonblocking(true)?;
-            *open = Some(Open { pid: std::process::id(), stream, buffer: Vec::new() });
-            Ok(())
-        })
+            py.detach(|| std::thread::sleep(SLICE));
+            py.check_signals()?;
+        }
+        Ok(())
     }
 
     /// Sends `line` (without the newline) and returns the next line. Raises TimeoutError after `timeout` seconds and
@@ -119,6 +119,22 @@ impl Connection {
     /// Nothing that holds the lock panics or waits for the GIL; a poisoned lock is as good as any.
     fn lock(&self) -> MutexGuard<'_, Option<Open>> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// False when it has to be tried again.
+    fn try_connect(&self) -> std::io::Result<bool> {
+        let mut open = self.lock();
+        if open.as_ref().is_some_and(|open| open.pid == std::process::id()) {
+            return Ok(true);
+        }
+        let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+        let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+        match rustix::net::connect(&socket, &SocketAddrUnix::new(&self.path)?) {
+            Ok(()) => *open = Some(Open { pid: std::process::id(), stream: socket.into(), buffer: Vec::new() }),
+            Err(Errno::AGAIN | Errno::INTR) => return Ok(false),
+            Err(e) => return Err(e.into()),
+        }
+        Ok(true)
     }
 
     fn line<'py>(&self, py: Python<'py>, until: Instant) -> PyResult<Bound<'py, PyBytes>> {
@@ -201,7 +217,7 @@ impl Connection {
         let wait = Timespec { tv_sec: 0, tv_nsec: wait.as_nanos() as _ };
         let mut fds = [PollFd::from_borrowed_fd(open.stream.as_fd(), ready)];
         match poll(&mut fds, Some(&wait)) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => Ok(Some(Step::Again)),
+            Ok(_) | Err(Errno::INTR) => Ok(Some(Step::Again)),
             Err(e) => Err(e.into()),
         }
     }

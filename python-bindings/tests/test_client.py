@@ -7,6 +7,8 @@ import io
 import os
 import pickle
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -161,9 +163,6 @@ pin = ds.pin()
 print("held", flush=True)
 sys.stdin.read()
 """
-    import subprocess
-    import sys
-
     from conftest import clean_environment, until
 
     holder = subprocess.Popen(
@@ -245,6 +244,22 @@ print(len(os.listdir("/proc/self/task")))
     )
     out, err = process.communicate(timeout=60)
     assert (out.strip(), err) == ("1", "")
+
+
+def test_import_is_light() -> None:
+    """Modules that take long are imported when they are used."""
+    code = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import millstream
+heavy = {"asyncio", "dataclasses", "importlib.metadata", "inspect", "json", "pathlib", "re", "socket", "subprocess", "typing"}
+print(sorted(heavy & set(sys.modules)))
+assert "Progress" in dir(millstream) and millstream.Progress.__name__ == "Progress" and "torch" in dir(millstream)
+"""
+    # Without `site`: what other packages load at every start is not ours.
+    package = str(Path(millstream.__file__).parent.parent)
+    done = subprocess.run([sys.executable, "-I", "-S", "-c", code, package], capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("[]\n", "")
 
 
 def test_the_package_is_typed() -> None:

@@ -16,9 +16,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import DEADLINE, Cluster, clean_environment, number_shards, python, until
+from conftest import DEADLINE, Cluster, binary, clean_environment, number_shards, python, until
 
 import millstream
+from millstream.stream import ShardStream
 
 
 def test_a_wrong_socket_path_fails_at_once() -> None:
@@ -97,6 +98,16 @@ def test_a_stranger_on_the_socket_is_no_hang(answer: str) -> None:
         millstream.Client(agent.path, timeout=0.5).hello()
 
 
+def test_an_agent_that_accepts_nobody_is_no_hang(tmp_path: Path) -> None:
+    path = tempfile.mkdtemp(prefix="ms-") + "/s"
+    with socket.socket(socket.AF_UNIX) as stopped, socket.socket(socket.AF_UNIX) as first:
+        stopped.bind(path)
+        stopped.listen(0)
+        first.connect(path)  # its queue is full now
+        with pytest.raises(millstream.AgentUnavailableError, match="does not accept"):
+            millstream.Client(path, timeout=0.3).hello()
+
+
 def test_an_agent_that_falls_silent_is_no_hang(monkeypatch: pytest.MonkeyPatch) -> None:
     from millstream import _wire
 
@@ -140,6 +151,25 @@ def test_an_agent_that_restarts_is_waited_for(own_cluster: Callable[..., Cluster
     agent.start()
     asking.join()
     assert found == [root, "node1"]
+
+
+def test_an_agent_that_restarts_during_a_read_loses_no_sample(own_cluster: Callable[..., Cluster]) -> None:
+    """Shards come on demand; the agent dies in the middle of an epoch and comes back."""
+    cluster = own_cluster(1)
+    ds = cluster.add("d", number_shards(8, 5))
+    data: ShardStream[str] = ShardStream(
+        ds, transform=lambda sample: sample["txt"].decode(), samples=5, shuffle=True, rank=0, world_size=1, lanes=2
+    )
+    order = data.order()
+    expected = [f"{shard}:{index}" for shard, index in map(order.at, range(len(order)))]
+    reading = iter(data)
+    seen = [next(reading) for _ in range(7)]
+    cluster.agents[0].kill()
+    going_on = threading.Thread(target=lambda: seen.extend(reading))
+    going_on.start()
+    cluster.agents[0].start()
+    going_on.join()
+    assert seen == expected
 
 
 def test_a_coordinator_that_is_away_is_named(own_cluster: Callable[..., Cluster]) -> None:
@@ -209,6 +239,26 @@ def test_eviction_leaves_what_is_mapped(cluster: Cluster) -> None:
     assert ds.status().state == "absent"
     with pytest.raises(millstream.NotReadyError):
         ds.path(0, timeout=0)
+
+
+def test_pressure_takes_files_away_and_no_bytes(own_cluster: Callable[..., Cluster]) -> None:
+    """A window that holds a third of the data moves over it while every shard stays mapped."""
+    cluster = own_cluster(1, "--capacity", "1MiB")
+    files = {f"{i:02d}.bin": os.urandom(128 << 10) for i in range(24)}
+    ds = cluster.add("moving", files)
+    ds.stage(placement="window").wait(timeout=DEADLINE)
+
+    def mapped(path: Path) -> list[tuple[str, mmap.mmap]]:
+        with path.open("rb") as file:
+            return [(path.name, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))]
+
+    data: ShardStream[tuple[str, mmap.mmap]] = ShardStream(
+        ds, decode=mapped, samples=1, rank=0, world_size=1, lanes=1, timeout=DEADLINE
+    )
+    held = list(data)
+    there = {path.name for path in (cluster.directory / "node1/datasets/moving@v1").iterdir()}
+    assert len(there) <= 8, "the window did not move"
+    assert {name: bytes(content) for name, content in held} == files
 
 
 def test_a_dataset_that_does_not_fit_is_refused(own_cluster: Callable[..., Cluster]) -> None:
@@ -298,19 +348,34 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(where)], check=True)
 
 
+def on_disk(cluster: Cluster, disk: Path) -> None:
+    """Moves the data of its one agent to another file system."""
+    agent = cluster.agents[0]
+    agent.stop()
+    agent.arguments[agent.arguments.index("--data-dir") + 1] = str(disk)
+    agent.start()
+    until("the agent has a session", lambda: bool(cluster.client().status()["coordinator"]))
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
 def test_a_full_disk_is_named(own_cluster: Callable[..., Cluster], small_disk: Path) -> None:
     cluster = own_cluster(1, "--capacity", "1GiB")
-    cluster.agents[0].stop()
-    agent = cluster.agents[0]
-    agent.arguments[agent.arguments.index("--data-dir") + 1] = str(small_disk)
-    agent.start()
+    on_disk(cluster, small_disk)
     ds = cluster.add("big", {"a.bin": os.urandom(20 << 20)})
     ds.stage()
-    with pytest.raises((millstream.NoSpaceError, millstream.NotReadyError)) as caught:
+    with pytest.raises((millstream.NoSpaceError, millstream.NotReadyError), match="big@v1"):
         ds.wait(timeout=15)
-    assert "big@v1" in str(caught.value)
     assert not list((small_disk / "datasets").glob("*/*.bin"))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
+def test_a_read_only_disk_starts_nothing(small_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MILLSTREAM_BINARY", binary())
+    (small_disk / "own").mkdir()
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    for where in ("own", "new"):
+        with pytest.raises(millstream.MillstreamError, match=f"{where}.*Read-only file system"):
+            millstream.Client(local=small_disk / where).hello()
 
 
 def test_shared_memory_stays_clean(cluster: Cluster, numbers: millstream.Dataset) -> None:

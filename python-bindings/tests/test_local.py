@@ -101,6 +101,22 @@ def test_several_users_share_one_agent_and_kill_9_leaves_nothing(home: Path) -> 
     assert {n for n in set(os.listdir("/dev/shm")) - before if "millstream" in n} == set()
 
 
+def test_two_users_have_nothing_in_common(home: Path) -> None:
+    """Directories of their own, at the same time: the same name is other data for each."""
+    other = home / "local-of-another"
+    for where in (home / "a", home / "b"):
+        where.mkdir()
+        (where / "x.txt").write_bytes(where.name.encode())
+    with millstream.Client(local=home / "local") as mine, millstream.Client(local=other) as yours:
+        found = []
+        for client, where in ((mine, home / "a"), (yours, home / "b")):
+            ds = client.add("same", f"file://{where}/", version="v1")
+            ds.stage()
+            found.append((ds.wait(timeout=DEADLINE) / "x.txt").read_bytes())
+        assert found == [b"a", b"b"]
+        assert len(processes_of(home)) == 6
+
+
 def test_a_killed_keeper_takes_its_children_along_and_is_replaced(home: Path) -> None:
     child = user(home)
     keeper = next(

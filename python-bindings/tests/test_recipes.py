@@ -19,6 +19,28 @@ def test_webdataset(numbers: millstream.Dataset) -> None:
     assert [s["txt"] for s in samples] == [f"{s}:{i}" for s in range(12) for i in range(10)]
 
 
+def test_mosaicml_streaming(cluster: Cluster, tmp_path: Path) -> None:
+    """Its shards and index, verified; two workers, as in training. It must not write beside them."""
+    pytest.importorskip("torch")
+    from mosaic import MDSWriter, StreamingDataset
+    from torch.utils.data import DataLoader
+
+    columns = {"n": "int", "text": "str"}
+    with MDSWriter(out=str(tmp_path), columns=columns, size_limit=1 << 11) as out:
+        for n in range(300):
+            out.write({"n": n, "text": f"sample {n}"})
+    files = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert len(files) > 3 and "index.json" in files
+    ds = cluster.add("mds", files)
+    ds.stage().wait(timeout=DEADLINE)
+    with ds.pin() as root:
+        data = StreamingDataset(local=str(root), batch_size=10, shuffle=False)
+        loader = DataLoader(data, batch_size=10, num_workers=2, timeout=DEADLINE)
+        read = [(int(n), text) for batch in loader for n, text in zip(batch["n"], batch["text"], strict=True)]
+    assert sorted(read) == [(n, f"sample {n}") for n in range(300)]
+    assert {path.name: path.read_bytes() for path in root.iterdir()} == files
+
+
 def test_hugging_face_datasets(cluster: Cluster, tmp_path: Path) -> None:
     hf = pytest.importorskip("datasets")
     lines = {f"part-{i}.jsonl": "\n".join(json.dumps({"n": 10 * i + j}) for j in range(10)).encode() for i in range(3)}

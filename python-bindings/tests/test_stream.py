@@ -12,7 +12,8 @@ import pytest
 from conftest import DEADLINE, Cluster, make_tar, number_shards
 
 import millstream
-from millstream.stream import ShardStream, count_samples, merge_states
+from millstream._millstream import Order, Share
+from millstream.stream import Announcer, ShardStream, count_samples, merge_states
 
 TOTAL = 120
 
@@ -200,31 +201,111 @@ def test_a_shard_that_does_not_come_is_waited_for_and_named(cluster: Cluster) ->
             list(stream(ds, samples=2, timeout=0.3))
 
 
-def test_the_agent_is_told_what_comes_and_what_was_read(
-    numbers: millstream.Dataset, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    data = stream(numbers, lanes=2, prefetch=3)
-    if "reader" not in numbers._wire.features():
-        pytest.fail("this agent does not offer the reader operation")
+@pytest.fixture
+def announcements(numbers: millstream.Dataset, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """What readers tell the agent."""
     said: list[dict[str, Any]] = []
     real = numbers._wire.ask
 
     def spy(connection: Any, thing: str, request: Any) -> Any:
         reply = real(connection, thing, request)
-        said.append(request)
-        assert reply["announced"] == len(request["upcoming"])
+        said.append({"upcoming": [], **request})
+        assert reply["announced"] == len(said[-1]["upcoming"])
         return reply
 
     monkeypatch.setattr(numbers._wire, "ask", spy)
+    assert "reader" in numbers._wire.features()
+    return said
+
+
+def uses(data: ShardStream[str]) -> list[str]:
+    """Shards in the order of their first use."""
     order = data.order()
-    uses = list(dict.fromkeys(data.keys[order.at(p)[0]] for p in range(len(order))))
+    return list(dict.fromkeys(data.keys[order.at(p)[0]] for p in range(len(order))))
+
+
+def test_the_agent_is_told_the_whole_epoch(
+    numbers: millstream.Dataset, announcements: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("millstream.stream.ANNOUNCE_BYTES", 300)  # a few keys in a line
+    data = stream(numbers, lanes=2)
     assert len(list(data)) == TOTAL
-    assert said[0]["upcoming"] == uses[:5] and said[0]["finished"] == []
-    assert said[-1]["upcoming"] == []
-    # Everything is finished once, and nothing that is still needed.
+    first = [request["upcoming"] for request in announcements if request["upcoming"]]
+    assert len(first) > 2 and sum(first, []) == uses(data)
+    check_finished(announcements, uses(data), lanes=2)
+
+
+def test_the_agent_is_told_as_much_as_wanted(numbers: millstream.Dataset, announcements: list[dict[str, Any]]) -> None:
+    data = stream(numbers, lanes=2, prefetch=3)
+    assert len(list(data)) == TOTAL
+    assert announcements[0]["upcoming"] == uses(data)[:5]
+    assert sum((request["upcoming"] for request in announcements), []) == uses(data)
+    check_finished(announcements, uses(data), lanes=2)
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+def test_each_reader_tells_of_its_share(
+    numbers: millstream.Dataset, announcements: list[dict[str, Any]], workers: int
+) -> None:
+    for rank in range(workers):
+        announcements.clear()
+        data = stream(numbers, lanes=4, rank=rank, world_size=workers)
+        opened = list(dict.fromkeys(sample.split(":")[0] for sample in data))
+        told = sum((request["upcoming"] for request in announcements), [])
+        assert [f"train-{int(shard):03d}.tar" for shard in opened] == told
+        check_finished(announcements, told, lanes=4)
+
+
+class Listener:
+    """Stands in for a dataset and its connection: keeps what is announced."""
+
+    ref = "d@v"
+
+    def __init__(self) -> None:
+        self._wire, self.is_open = self, True
+        self.said: list[dict[str, Any]] = []
+
+    def features(self) -> set[str]:
+        return {"reader"}
+
+    def connection(self) -> Listener:
+        return self
+
+    def ask(self, _connection: Any, _thing: str, request: dict[str, Any]) -> None:
+        self.said.append(request)
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_nothing_is_let_go_that_is_read_later(seed: int) -> None:
+    """Any shape: what is read was announced, what is finished is not read any more, and everything gets finished."""
+    rng = random.Random(seed)
+    shards, lanes, world = rng.choice([1, 2, 5, 12, 40, 300]), rng.choice([1, 2, 3, 4, 8, 16]), rng.choice([1, 2, 3, 4, 6])
+    workers, batch, prefetch = rng.choice([1, 2, 3]), rng.choice([1, 4, 8]), rng.choice([None, 4])
+    counts = [rng.randint(1, 20) if seed % 2 else 10 for _ in range(shards)]
+    order = Order(counts, lanes, rng.choice([None, 7]), seed)
+    share = Share(order, 0, [], world, rng.randrange(world), workers, rng.randrange(workers), batch, False)
+    read = [f"{shard}" for shard, _ in share.take(0, len(share))]
+    last = {key: position for position, key in enumerate(read)}
+    listener = Listener()
+    announcer = Announcer(listener, share, [f"{i}" for i in range(shards)], lanes, prefetch)  # type: ignore[arg-type]
+    finished: set[str] = set()
+    for position, key in enumerate(read):
+        if key in read[:position]:
+            continue
+        announcer.at(position)
+        announced = {key for request in listener.said for key in request.get("upcoming", [])}
+        finished = {key for request in listener.said for key in request["finished"]}
+        assert prefetch is not None or key in announced
+        assert not [k for k in finished if last.get(k, -1) >= position], "let go too early"
+    assert len(set(last) - finished) <= lanes
+
+
+def check_finished(said: list[dict[str, Any]], told: list[str], lanes: int) -> None:
+    """Everything is finished once, after it was announced, in time; nothing that is in use."""
     finished = [key for request in said for key in request["finished"]]
-    assert sorted(finished) == sorted(uses)
-    assert all(not set(r["finished"]) & set(r["upcoming"]) for r in said)
+    assert len(set(finished)) == len(finished) and set(finished) <= set(told)
+    assert len(told) - len(finished) <= lanes  # those in use at the end: they go with the connection
+    assert all(not set(request["finished"]) & set(request["upcoming"]) for request in said)
 
 
 def test_streams_pickle(numbers: millstream.Dataset) -> None:

@@ -11,8 +11,6 @@ before it is used, no thread is started, and objects may be pickled and carried 
 
 from __future__ import annotations
 
-from typing import IO, TYPE_CHECKING
-
 from millstream._client import Client, Transfer
 from millstream._dataset import Checkpoint, Dataset, Pin, Shard
 from millstream._errors import (
@@ -28,10 +26,13 @@ from millstream._errors import (
     UsageError,
 )
 from millstream._millstream import __version__
-from millstream._progress import NodeProgress, Progress, Status
 
+TYPE_CHECKING = False  # see _errors.py
 if TYPE_CHECKING:
+    from typing import IO
+
     from millstream import dcp, fs, stream, torch
+    from millstream._progress import NodeProgress, Progress, Status
 
 __all__ = [
     "AgentUnavailableError",
@@ -57,16 +58,23 @@ __all__ = [
     "open",
 ]
 
-# Modules with imports of their own: loaded when somebody asks for them.
-_LAZY = {"torch", "fs", "dcp", "stream"}
+# Loaded when somebody asks for them, because of what they import themselves.
+_LAZY_MODULES = {"torch", "fs", "dcp", "stream"}
+_LAZY_NAMES = {"NodeProgress", "Progress", "Status"}
 
 
 def __getattr__(name: str) -> object:
-    if name in _LAZY:
-        import importlib
+    import importlib
 
+    if name in _LAZY_MODULES:
         return importlib.import_module(f"millstream.{name}")
+    if name in _LAZY_NAMES:
+        return getattr(importlib.import_module("millstream._progress"), name)
     raise AttributeError(f"module 'millstream' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY_MODULES, *_LAZY_NAMES})
 
 
 def open(url: str, *, timeout: float = 600.0, client: Client | None = None) -> IO[bytes]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import os
-from types import TracebackType
-from typing import Any, Literal
-
 from millstream._dataset import Checkpoint, Dataset
-from millstream._errors import NotFoundError, UsageError
-from millstream._progress import Observer, Progress, ProgressMaker, observing
+from millstream._errors import NotFoundError, NotReadyError, UsageError
 from millstream._wire import Wire
+
+TYPE_CHECKING = False  # see _errors.py
+if TYPE_CHECKING:
+    import os
+    from types import TracebackType
+    from typing import Any, Literal
+
+    from millstream._progress import Observer, Progress
 
 
 class Client:
@@ -125,6 +128,8 @@ class Transfer:
     def wait(self, *, timeout: float = 600.0, progress: bool | Observer = False) -> Progress:
         """Returns when all its nodes have everything, verified. Raises `NotReadyError` after `timeout` seconds (with
         `slow_nodes` and `eta`), `IntegrityError`, `NoSpaceError`."""
+        from millstream._progress import ProgressMaker, observing
+
         self._wire.need("wait-nodes", self.dataset)
         maker = ProgressMaker(self.dataset)
         with observing(progress) as observer:
@@ -140,9 +145,10 @@ class Transfer:
 
     def status(self) -> Progress:
         """Where it is now."""
+        from millstream._progress import ProgressMaker
+
         maker = ProgressMaker(self.dataset)
         seen: list[Progress] = []
-        from millstream._errors import NotReadyError
 
         try:
             return maker.make(

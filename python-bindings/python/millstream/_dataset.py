@@ -4,23 +4,32 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
-from types import TracebackType
-from typing import IO, TYPE_CHECKING, Any, TypeVar, overload
+from collections.abc import Sequence
 
 from millstream._errors import MillstreamError, NotFoundError, NotReadyError, UsageError
 from millstream._millstream import Connection, ipc_stream, manifest_stream
-from millstream._progress import Observer, ProgressMaker, Status, observing, size
 from millstream._wire import Wire
 
+TYPE_CHECKING = False  # see _errors.py
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+    from pathlib import Path
+    from types import TracebackType
+    from typing import IO, Any, TypeVar, overload
+
     from millstream._client import Transfer
+    from millstream._progress import Observer, Status
+
+    AnyDataset = TypeVar("AnyDataset", bound="Dataset")
 
 # Shards asked for at once; the agent may answer with fewer.
 PAGE = 1000
 
-AnyDataset = TypeVar("AnyDataset", bound="Dataset")
+
+def _path(text: str) -> Path:
+    from pathlib import Path
+
+    return Path(text)
 
 
 class Shard:
@@ -81,6 +90,8 @@ class Shard:
         return hash((self._dataset, self.key))
 
     def __repr__(self) -> str:
+        from millstream._progress import size
+
         return f"<millstream.Shard {self.key!r} of {self._dataset.ref}, {size(self.nbytes)}>"
 
 
@@ -185,10 +196,13 @@ class Dataset(Sequence[Shard]):
     def __len__(self) -> int:
         return int(self._info.get("shards_total") or 0)
 
-    @overload
-    def __getitem__(self, index: int | str) -> Shard: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Shard]: ...
+    if TYPE_CHECKING:
+
+        @overload
+        def __getitem__(self, index: int | str) -> Shard: ...
+        @overload
+        def __getitem__(self, index: slice) -> list[Shard]: ...
+
     def __getitem__(self, index: int | str | slice) -> Shard | list[Shard]:
         if isinstance(index, str):
             return self.shards[self._number(index)]
@@ -214,6 +228,8 @@ class Dataset(Sequence[Shard]):
         return hash(self.digest)
 
     def __repr__(self) -> str:
+        from millstream._progress import size
+
         where = f" at {self._root}" if self._root else ""
         kind = type(self).__name__
         return f"<millstream.{kind} {self.ref}, {len(self)} shards, {size(self.nbytes)}{where}, {self.digest[:12]}>"
@@ -253,6 +269,8 @@ class Dataset(Sequence[Shard]):
         `progress`: True for a bar on a terminal, or a function that is called with `Progress`. Raises `NotReadyError`
         after `timeout` seconds (with `missing`), `IntegrityError`, `NoSpaceError`.
         """
+        from millstream._progress import ProgressMaker, observing
+
         deadline = time.monotonic() + timeout
         maker = ProgressMaker(self.ref)
         with observing(progress) as observer:
@@ -272,7 +290,7 @@ class Dataset(Sequence[Shard]):
                 total, count = self.nbytes, len(self)
                 ready = {"state": "ready", "bytes_ready": total, "bytes_total": total}
                 step({**ready, "shards_ready": count, "shards_total": count})
-        return Path(self._root)
+        return _path(self._root)
 
     def path(self, shard: int | str, *, timeout: float = 30.0) -> Path:
         """The local path of one verified shard, by key or index. Raises `NotReadyError` after `timeout` seconds
@@ -283,18 +301,20 @@ class Dataset(Sequence[Shard]):
             # Under this directory a name exists only while its file is complete and verified.
             path = f"{root}/{key}"
             if key and os.path.isfile(path) and ".." not in key:
-                return Path(path)
-        return Path(self._wait_for(key, timeout, None))
+                return _path(path)
+        return _path(self._wait_for(key, timeout, None))
 
     @property
     def root(self) -> Path:
         """The directory, if all shards are verified here; else raises `NotReadyError`."""
         reply = self._wire.call(self.ref, {"op": "path", "dataset": self.ref})
         self._root = str(reply["path"])
-        return Path(self._root)
+        return _path(self._root)
 
     def status(self) -> Status:
         """How far it is on this node."""
+        from millstream._progress import Status
+
         reply = self._wire.call(self.ref, {"op": "status"})
         found: dict[str, Any] = next((d for d in reply.get("datasets") or () if d.get("dataset") == self.ref), {})
         return Status(
@@ -391,7 +411,7 @@ class Dataset(Sequence[Shard]):
             self._root = str(found) if found else None
         if self._root is None:
             return self.root
-        return Path(self._root)
+        return _path(self._root)
 
 
 class Checkpoint(Dataset):

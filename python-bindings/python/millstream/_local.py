@@ -129,7 +129,11 @@ def _prepare(directory: str) -> None:
 
 def _start_keeper(directory: str) -> subprocess.Popen[bytes]:
     program = binary()  # refuses here, where somebody reads it
-    with open(os.path.join(directory, "keeper.log"), "ab") as log:
+    try:
+        log = open(os.path.join(directory, "keeper.log"), "ab")  # noqa: SIM115 (closed below)
+    except OSError as error:
+        raise DeniedError(f"{directory}: {error.strerror}; next: choose another directory") from None
+    with log:
         # A session of its own: Ctrl-C in the user's terminal is not meant for it.
         return subprocess.Popen(
             [sys.executable, "-I", os.path.abspath(__file__), directory, program],

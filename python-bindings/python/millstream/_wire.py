@@ -6,17 +6,20 @@ there is not; after a fork, and after unpickling, everything works. Non-goals: w
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any
 
 from millstream._errors import AgentUnavailableError, DeniedError, MillstreamError, NotReadyError, UsageError, from_reply
 from millstream._millstream import Connection, __version__
+
+TYPE_CHECKING = False  # see _errors.py
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from typing import Any
+
+    Reply = dict[str, Any]
 
 PROTOCOL = 1
 DEFAULT_SOCKETS = ("/run/millstream/agent.sock", "/var/lib/millstream/agent.sock")
@@ -24,8 +27,6 @@ DEFAULT_SOCKETS = ("/run/millstream/agent.sock", "/var/lib/millstream/agent.sock
 GRACE = 5.0
 # The longest pause between two attempts to reach an agent that restarts.
 RETRY_PAUSE_MAX = 0.5
-
-Reply = dict[str, Any]
 
 _connections: weakref.WeakSet[Connection] = weakref.WeakSet()
 
@@ -55,7 +56,7 @@ class Wire:
             socket = os.environ.get("MILLSTREAM_SOCKET") or None
         if socket is None and local is None:
             local = os.environ.get("MILLSTREAM_LOCAL") or None
-        self.local = None if local is None else str(Path(local).expanduser().absolute())
+        self.local = None if local is None else os.path.abspath(os.path.expanduser(local))
         self.timeout = float(timeout)
         self._socket = None if socket is None else os.fspath(socket)
         self._met: Reply | None = None
@@ -236,7 +237,7 @@ class Wire:
         connection = Connection(path)
         _connections.add(connection)
         try:
-            connection.connect()
+            connection.connect(self.timeout)
         except PermissionError as error:
             raise DeniedError(
                 f"agent at {path}: {error.strerror}; next: ask who runs the agent for access to its directory"
@@ -271,10 +272,14 @@ class Wire:
         self._met = reply
 
     def _exchange(self, connection: Connection, request: Mapping[str, Any], timeout: float) -> Reply:
+        import json
+
         line = json.dumps({k: v for k, v in request.items() if v is not None}, ensure_ascii=False).encode()
         return self._parse(connection.exchange(line, timeout))
 
     def _parse(self, line: bytes) -> Reply:
+        import json
+
         try:
             reply = json.loads(line)
         except ValueError:

@@ -17,6 +17,7 @@ import time
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Generic, Literal, NamedTuple, TypeVar, cast
 
@@ -33,6 +34,10 @@ SAMPLES_KEY = "millstream-samples.json"
 STATE_VERSION = 1
 # Places looked up at once: enough to make the call cheap, few enough to forget.
 CHUNK = 256
+# Shards that the agent is told ahead: all of an epoch, unless that is more than the coordinator looks at anyway.
+AHEAD_MAX = 4096
+# Bytes of keys in one announcement; a line to the agent has at most 64 KiB.
+ANNOUNCE_BYTES = 32 << 10
 
 
 class Place(NamedTuple):
@@ -69,8 +74,10 @@ class ShardStream(Generic[Sample]):
     `rank`, `world_size`: this process's place, by default from `RANK` and `WORLD_SIZE`. Every rank gets the same number
     of samples; `uneven` says what becomes of a remainder: `"drop"` (fewer samples than ranks) or `"repeat"`.
 
-    `timeout`: seconds that one shard is waited for. `prefetch`: shards that the agent is told ahead of
-    those in use, so that with placement `window` they come before they are asked for, and go when they were read.
+    `timeout`: seconds that one shard is waited for. The agent is told which shards come next and which were read, so
+    that with placement `window` they come before they are asked for, and go behind the reader; `prefetch`: how many
+    ahead of those in use, by default all of the epoch (at most 4096). What was not announced, nobody keeps for this
+    reader.
     """
 
     def __init__(
@@ -89,14 +96,14 @@ class ShardStream(Generic[Sample]):
         world_size: int | None = None,
         uneven: Literal["drop", "repeat"] = "drop",
         timeout: float = 600.0,
-        prefetch: int = 8,
+        prefetch: int | None = None,
     ) -> None:
         super().__init__()
         if (rank is None) != (world_size is None):
             raise UsageError("rank and world_size belong together; give both or neither")
         if rank is not None and world_size is not None and not 0 <= rank < world_size:
             raise UsageError(f"rank {rank} is not one of {world_size}")
-        if batch_size < 1 or prefetch < 1 or (lanes is not None and lanes < 1):
+        if batch_size < 1 or (prefetch is not None and prefetch < 1) or (lanes is not None and lanes < 1):
             raise UsageError(f"batch_size {batch_size}, prefetch {prefetch}, lanes {lanes}: must be at least 1")
         if uneven not in ("drop", "repeat"):
             raise UsageError(f'uneven={uneven!r} is neither "drop" nor "repeat"')
@@ -265,17 +272,12 @@ class ShardStream(Generic[Sample]):
     def _samples_of(self, share: Share) -> Iterator[Sample]:
         sources: OrderedDict[int, Sequence[Any]] = OrderedDict()
         keys, transform, most = self.keys, self.transform, self.lanes + 1
-        announcer = Announcer(self.dataset)
-        opened: set[str] = set()
+        announcer = Announcer(self.dataset, share, keys, self.lanes, self.prefetch)
         for start in range(self._taken, len(share), CHUNK):
             for offset, (shard, index) in enumerate(share.take(start, CHUNK)):
                 source = sources.get(shard)
                 if source is None:
-                    # Each lane has a shard in use; what comes after those is to be fetched ahead.
-                    ahead = [keys[s] for s in share.upcoming(start + offset, self.lanes + self.prefetch)]
-                    announcer.say(ahead, opened.difference(ahead))
-                    opened.intersection_update(ahead)
-                    opened.add(keys[shard])
+                    announcer.at(start + offset)
                     source = sources[shard] = self._decoded(keys[shard])
                     self._check(shard, source)
                     if len(sources) > most:
@@ -291,7 +293,6 @@ class ShardStream(Generic[Sample]):
                 self._taken += 1
                 yield sample
         self._finished = True
-        announcer.say([], opened)
         announcer.close()
 
     def _decoded(self, key: str) -> Sequence[Any]:
@@ -356,30 +357,77 @@ class Announcer:
     A reader lives as long as its connection: this one is its own, and is closed when the iteration is over or dropped.
     """
 
-    def __init__(self, dataset: Dataset) -> None:
-        self._dataset = dataset
+    def __init__(self, dataset: Dataset, share: Share, keys: list[str], lanes: int, prefetch: int | None) -> None:
+        self._dataset, self._share, self._keys, self._lanes = dataset, share, keys, lanes
+        self._horizon = AHEAD_MAX if prefetch is None else lanes + prefetch
         self._connection: Connection | None = None
+        # Announced and not yet read through: shards with their number in the order of first use.
+        self._left: dict[int, int] = {}
+        self._announced = 0
 
-    def say(self, upcoming: list[str], finished: set[str]) -> None:
-        """One announcement."""
-        ref, wire = self._dataset.ref, self._dataset._wire
-        request = {"op": "reader", "dataset": ref, "reader": "stream", "upcoming": upcoming, "finished": sorted(finished)}
+    def at(self, position: int) -> None:
+        """The reader is about to take its sample `position`, which is in a shard that it has not open."""
         try:
+            wire = self._dataset._wire
             if "reader" not in wire.features():
                 return
             if self._connection is None or not self._connection.is_open:
-                self._connection = wire.connection()
-            wire.ask(self._connection, ref, request)
+                # A new connection is a new reader, also for an agent that was restarted.
+                self._connection, self._left, self._announced = wire.connection(), {}, 0
+            self._tell(position)
         except (AgentUnavailableError, NotReadyError):
             pass  # it is away, or the version is not staged here: shards are then asked for one by one
         except MillstreamError as error:
-            warnings.warn(f"{ref}: shards are not fetched ahead: {error}", RuntimeWarning, stacklevel=2)
+            warnings.warn(f"{self._dataset.ref}: shards are not fetched ahead: {error}", RuntimeWarning, stacklevel=2)
+
+    def _tell(self, position: int) -> None:
+        # Each lane has one shard in use. What comes before them in the order is over; one that was not announced comes
+        # after all that were.
+        current = set(self._share.upcoming(position, self._lanes))
+        reach = max((self._left.get(shard, self._announced) for shard in current), default=-1)
+        over = [shard for shard in takewhile(lambda s: self._left[s] <= reach, self._left) if shard not in current]
+        for shard in over:
+            del self._left[shard]
+        more: list[int] = []
+        if len(self._left) <= self._horizon // 2 or len(self._left) < self._lanes:
+            more = [shard for shard in self._share.upcoming(position, self._horizon) if shard not in self._left]
+        finished = [self._keys[shard] for shard in over]
+        for keys in _lines([self._keys[shard] for shard in more]) or [[]]:
+            self._ask(keys, finished)
+            finished = []
+        for shard in more:
+            self._left[shard] = self._announced
+            self._announced += 1
+
+    def _ask(self, upcoming: list[str], finished: list[str]) -> None:
+        if self._connection is None or not (upcoming or finished):
+            return
+        ref = self._dataset.ref
+        request: dict[str, Any] = {"op": "reader", "dataset": ref, "reader": "stream", "finished": finished}
+        if upcoming:
+            request |= {"upcoming": upcoming, "append": True}
+        self._dataset._wire.ask(self._connection, ref, request)
 
     def close(self) -> None:
         """The reader is done."""
         if self._connection is not None:
             self._connection.close()
             self._connection = None
+
+
+def _lines(keys: list[str]) -> list[list[str]]:
+    """Keys in parts that fit into a line."""
+    parts: list[list[str]] = []
+    room = 0
+    for key in keys:
+        # Escaped, a character may take six bytes.
+        need = 6 * len(key) + 4
+        if need > room:
+            parts.append([])
+            room = ANNOUNCE_BYTES
+        parts[-1].append(key)
+        room -= need
+    return parts
 
 
 def _sequence(samples: Iterable[Any]) -> Sequence[Any]:
