@@ -26,10 +26,12 @@ use crate::local::{LocalState, LocalVersion};
 use crate::piece::{Unverified, Verified};
 use crate::storage::{SealError, Store, WriteError};
 use crate::table::PieceTable;
+use crate::transport::select::SelectTransport;
 use crate::transport::{Carrier, Transport};
 
 mod care;
 mod carry;
+mod details;
 mod orders;
 mod readers;
 mod report;
@@ -111,6 +113,8 @@ pub(crate) struct Parts {
     pub arena: Arc<Arena>,
     pub table: Arc<PieceTable>,
     pub transport: Arc<dyn Transport>,
+    /// The same, for what people are told of it.
+    pub carriers: Arc<SelectTransport>,
     pub local: Arc<LocalState>,
     pub counters: Arc<Counters>,
     pub link: CoordinatorLink,
@@ -142,6 +146,8 @@ pub(crate) struct Driver {
     /// Shards that the coordinator told us to drop, and whose bytes are being removed.
     dropping: BTreeSet<(DatasetId, ShardNo)>,
     rates: Rates,
+    /// What people were told of this node last, in this session.
+    told: details::Told,
 }
 
 #[derive(Default)]
@@ -173,6 +179,7 @@ impl Driver {
             readers: BTreeMap::new(),
             dropping: BTreeSet::new(),
             rates: Rates::default(),
+            told: details::Told::default(),
         }
     }
 
@@ -262,6 +269,7 @@ impl Driver {
             SessionEvent::Up { out, welcome } => {
                 self.from_wire.clear();
                 self.to_wire.clear();
+                self.told = details::Told::default();
                 self.session = Some(out);
                 let every = Duration::from_millis(u64::from(welcome.heartbeat_ms.clamp(50, 60_000)));
                 *heartbeat = tokio::time::interval(every);

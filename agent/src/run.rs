@@ -78,6 +78,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
         arena: arena.clone(),
         table: table.clone(),
         transport: transport.clone(),
+        carriers: transport.clone(),
         local: local.clone(),
         counters: counters.clone(),
         link: link.clone(),

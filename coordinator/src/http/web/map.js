@@ -58,6 +58,15 @@ function colors() {
   };
 }
 
+/** What labels take of a map of that width. */
+const labels = (width) => (width < 600 ? 84 : 150);
+
+/** As many columns as leave room for the shapes in the cells: colour is never the only signal. */
+export function columnsFor(pageWidth) {
+  const width = Math.min(pageWidth, 1400) - 70;
+  return Math.max(16, Math.min(128, Math.floor((width - labels(width)) / 8)));
+}
+
 export class ShardMap {
   constructor() {
     this.cursor = [0, 0];
@@ -84,7 +93,7 @@ export class ShardMap {
 
   shape(width) {
     const { rows, columns } = this.map;
-    const label = width < 600 ? 84 : 150;
+    const label = labels(width);
     const w = Math.max(2, Math.min(28, (width - label) / Math.max(1, columns.length)));
     const h = Math.max(6, Math.min(24, 560 / Math.max(1, rows.length)));
     return { label, w, h, width, height: Math.ceil(h * rows.length) };
