@@ -91,8 +91,9 @@ def compare(page, cluster):
     row = cells(page, "datasets")[0]
     assert row["Shards"] == str(dataset["shards"]) and row["Size"] == size(dataset["bytes"])
     stage = status["stages"][-1]
-    row = cells(page, "stages")[0]
-    assert row["Stage"] == str(stage["id"]) and row["Dataset"] == stage["dataset"]
+    expect(page.locator("#stages tbody tr")).to_have_count(len(status["stages"]))
+    row = next(row for row in cells(page, "stages") if row["Stage"] == str(stage["id"]))
+    assert row["Dataset"] == stage["dataset"]
     share = 100 * stage["bytes_ready"] // stage["bytes_total"]
     assert f"{stage['state']} · {share} % of {size(stage['bytes_total'])}" in row["Progress"]
     assert row["S3 ÷ dataset"] == f"{stage['origin_bytes'] / dataset['bytes']:.2f}"
@@ -119,6 +120,7 @@ def compare(page, cluster):
     compare_node(page, cluster, next(n for n in status["nodes"] if n["node"] == "node2"))
     page.goto(cluster.url + "#/jobs")
     job = status["jobs"][0]
+    expect(page.locator("#list tbody tr")).to_have_count(1)
     row = cells(page, "list")[0]
     assert row["Job"].split("\n")[0] == job["job"] and job["user"] in row["Job"]
     where = {n["node"]: n["state"] for n in dataset["nodes"]}
@@ -271,7 +273,7 @@ def test_the_command_line_and_the_json_behind_are_one_click_away(halfway, open_p
 def test_on_a_small_screen_the_rest_of_each_row_is_one_touch_away(halfway, open_page):
     page = open_page(halfway, f"#/datasets/{DATASET}", width=390)
     shards = page.locator("#shards")
-    expect(shards.locator("tbody tr")).to_have_count(10)
+    expect(shards.locator("tbody tr")).to_have_count(8)
     checksum = shards.locator('[data-head="Origin checksum"]').first
     expect(checksum).to_be_hidden()
     shards.get_by_role("button", name="More of each").click()

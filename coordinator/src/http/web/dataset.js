@@ -7,7 +7,7 @@ import { columnsFor, legend, ShardMap, STATES } from "./map.js";
 import { stageColumns } from "./overview.js";
 
 /** Rows of a page: shards, nodes, transfers. Cards are taller than rows. */
-const limits = () => (narrow() ? [10, 5, 5] : [50, 20, 10]);
+const limits = () => (narrow() ? [8, 4, 3] : [50, 20, 10]);
 
 const blockingColumns = [
   { head: "Node", cell: (r) => el("a", { href: link("nodes", r.node), "data-key": `r-${r.node}` }, r.node) },
@@ -18,6 +18,9 @@ const blockingColumns = [
   { head: "Receives", number: true, minor: true, cell: (r) => rate(r.in_bytes_per_s) },
   { head: "Pinned", minor: true, cell: (r) => (r.pinned ? "pinned" : "–") },
 ];
+
+/** Enough of a checksum to tell it from others; the JSON has all of it. */
+const shortened = (text) => (text.length > 19 ? `${text.slice(0, 18)}…` : text);
 
 const shardColumns = [
   { head: "Shard", cell: (s) => el("span", { class: "key" }, s.key) },
@@ -30,7 +33,7 @@ const shardColumns = [
   { head: "Source", minor: true, cell: (s) => s.sources.join(", ") || "–" },
   { head: "Target", minor: true, cell: (s) => s.targets.join(", ") || "–" },
   { head: "Elsewhere", minor: true, cell: (s) => STATES.filter(([, name]) => name !== "ready" && s.nodes[name]).map(([, name]) => `${name} ${s.nodes[name]}`).join(", ") || "–" },
-  { head: "Origin checksum", minor: true, cell: (s) => (s.origin_checksum ? el("code", {}, s.origin_checksum) : state("warning", "none")) },
+  { head: "Origin checksum", minor: true, cell: (s) => (s.origin_checksum ? el("code", { title: s.origin_checksum }, shortened(s.origin_checksum)) : state("warning", "none")) },
 ];
 
 export const transferColumns = [
@@ -159,7 +162,7 @@ export const dataset = {
       },
       {
         watches: [mapWatch],
-        render: ([m], _, box) => {
+        render: ([m], { again }, box) => {
           const cover = m.nodes_per_row > 1 || m.shards_per_column > 1 ? `one cell is ${count(m.nodes_per_row, "node")} × ${count(m.shards_per_column, "shard")}` : "one cell is one node and one shard";
           const note = `${m.nodes} of ${count(m.nodes_total, "node")}, ${m.shards.toLocaleString("en")} of ${count(m.shards_total, "shard")}; ${cover}${m.sampled_every > 1 ? `; 1 of ${m.sampled_every} shards looked at` : ""}`;
           const tools = el(
@@ -168,7 +171,10 @@ export const dataset = {
             zoomed ? el("button", { type: "button", "data-key": "map-out", onclick: () => go(Object.fromEntries(MAP_NAMES.map((n) => [n, ""]))) }, "Whole map") : null,
             el("button", { type: "button", "data-key": "map-save", onclick: () => picture.save() }, "Save picture"),
           );
-          const rows = table(
+          // A large table that nobody looks at is not built anew every second.
+          const looked = box.querySelector('[data-key="map-table"]')?.open;
+          const filled = (event) => event.target.open && !event.target.querySelector("table") && again();
+          const rows = () => table(
             "Map as a table",
             [
               { head: m.nodes_per_row > 1 ? "Nodes" : "Node", cell: (r) => `${r.label}${r.down ? ` (${r.down} not connected)` : ""}` },
@@ -184,7 +190,7 @@ export const dataset = {
             legend(m.totals),
             el("p", { class: "visually-hidden", id: "map-help" }, "Arrow keys move from cell to cell, Enter goes into a cell. The same as a table follows."),
             el("div", { class: "mapbox" }, m.rows.length ? picture.nodes(m, zoom) : el("p", { class: "empty" }, "No node has or shall have anything of it: millstream stage " + m.dataset)),
-            el("details", { "data-key": "map-table" }, el("summary", { "data-key": "map-summary" }, "The map as a table"), rows),
+            el("details", { "data-key": "map-table", ontoggle: filled }, el("summary", { "data-key": "map-summary" }, "The map as a table"), looked ? rows() : null),
           );
         },
       },
