@@ -1,6 +1,6 @@
 // One node: disk, links, what it moves, which versions it has, and where it differs from the others.
 
-import { bar, el, link, panel, partly, state, table } from "./dom.js";
+import { bar, el, link, narrow, panel, partly, state, table } from "./dom.js";
 import { bytes, count, percent, rate, span } from "./format.js";
 import { transferColumns } from "./dataset.js";
 import { alarmList } from "./overview.js";
@@ -95,6 +95,9 @@ function facts(n) {
   return el("dl", { class: "facts" }, ...rows.flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, value)]));
 }
 
+/** What fits; the heading says of how many, and the JSON has them. */
+const first = (items) => items.slice(0, narrow() ? 4 : 15);
+
 export const node = {
   menu: "nodes",
   title: ({ argument }) => argument,
@@ -110,17 +113,17 @@ export const node = {
       }),
       about(([n], context) => (n.alarms.length ? panel(`Alarms (${n.alarms.length})`, { id: "alarms", json: base }, alarmList(n.alarms, context)) : el("span", { hidden: true }))),
       { ...about(([n]) => [panel("Disk", { id: "disk", json: base }, disk(n.disk)), panel("Facts", { id: "facts", json: base }, facts(n))]), class: "two" },
-      about(([n]) => panel("Datasets here", { id: "datasets", json: base, note: partly(n.datasets.length, n.totals.datasets) }, table("Datasets on this node", datasetColumns, n.datasets, { empty: "Nothing is here, and nothing is to come.", key: (d) => d.dataset }))),
+      about(([n]) => panel("Datasets here", { id: "datasets", json: base, note: partly(first(n.datasets).length, n.totals.datasets) }, table("Datasets on this node", datasetColumns, first(n.datasets), { empty: "Nothing is here, and nothing is to come.", key: (d) => d.dataset }))),
       about(([n]) => panel("Pinned or in use", { id: "keepers", json: base, note: partly(n.keepers.length, n.totals.keepers) || "what keeps a version here" }, table("Pinned or in use", keeperColumns, n.keepers, { empty: "Nobody keeps anything here: all of it may be evicted, but for last copies.", key: (k) => `${k.dataset}-${k.kind}-${k.by}` }))),
       about(([n]) => panel("Carriers and rails", { id: "carriers", json: base }, ...carriers(n))),
       {
         ...about(([n]) => [
-          panel("Fed by", { id: "links-in", json: base, note: partly(n.links_in.length, n.totals.links_in) }, table("Fed by", linkColumns("From"), n.links_in, { empty: "Nobody sends to it now." })),
-          panel("Feeds", { id: "links-out", json: base, note: partly(n.links_out.length, n.totals.links_out) }, table("Feeds", linkColumns("To"), n.links_out, { empty: "It sends to nobody now." })),
+          panel("Fed by", { id: "links-in", json: base, note: partly(first(n.links_in).length, n.totals.links_in) }, table("Fed by", linkColumns("From"), first(n.links_in), { empty: "Nobody sends to it now." })),
+          panel("Feeds", { id: "links-out", json: base, note: partly(first(n.links_out).length, n.totals.links_out) }, table("Feeds", linkColumns("To"), first(n.links_out), { empty: "It sends to nobody now." })),
         ]),
         class: "two",
       },
-      about(([n]) => panel("Moving now", { id: "transfers", json: base, note: partly(n.transfers.length, n.totals.transfers) }, table("Transfers", transferColumns, n.transfers, { empty: "Nothing moves." }))),
+      about(([n]) => panel("Moving now", { id: "transfers", json: base, note: partly(first(n.transfers).length, n.totals.transfers) }, table("Transfers", transferColumns, first(n.transfers), { empty: "Nothing moves." }))),
       about(([n]) => panel("Compared with the others", { id: "compared", json: base }, table("Compared", comparedColumns, n.compared, {}))),
       about(([n]) =>
         panel(
