@@ -9,8 +9,9 @@ use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusRecorder};
 use crate::limits::LAST_ERRORS_MAX;
 
 /// All metrics of an agent: name, labels, help. Mirrored in `docs/metrics.md`.
-const METRICS: [(&str, &[&str], &str); 12] = [
+const METRICS: [(&str, &[&str], &str); 13] = [
     ("millstream_received_bytes_total", &["source"], "Bytes of accepted pieces."),
+    ("millstream_local_hit_bytes_total", &[], "Bytes of shards that readers wanted and found in place."),
     ("millstream_sent_bytes_total", &["transport"], "Piece bytes sent to peers."),
     ("millstream_verified_pieces_total", &[], "Pieces that matched the manifest."),
     ("millstream_checksum_failures_total", &["source", "reason"], "Bytes that did not match."),
@@ -56,6 +57,8 @@ pub struct Counters {
     pub received_tcp: Count,
     /// See `received_origin`.
     pub received_rdma: Count,
+    /// Bytes of shards that readers wanted and found in place.
+    pub local_hits: Count,
     /// Piece bytes sent to peers over TCP.
     pub sent_tcp: Count,
     /// Piece bytes sent to peers over RDMA.
@@ -79,7 +82,8 @@ pub struct Counters {
     fallbacks: Mutex<BTreeMap<FallbackKey, u64>>,
     checksum_failures: Mutex<BTreeMap<(&'static str, &'static str), u64>>,
     evictions: Mutex<BTreeMap<&'static str, u64>>,
-    last_errors: Mutex<VecDeque<String>>,
+    /// With how often each was met; the latest last.
+    last_errors: Mutex<VecDeque<(String, u64)>>,
     recorder: PrometheusRecorder,
 }
 
@@ -89,6 +93,7 @@ impl Default for Counters {
             received_origin: Count::default(),
             received_tcp: Count::default(),
             received_rdma: Count::default(),
+            local_hits: Count::default(),
             sent_tcp: Count::default(),
             sent_rdma: Count::default(),
             rdma_devices: Count::default(),
@@ -148,17 +153,19 @@ impl Counters {
         *locked(&self.evictions).entry(cause).or_insert(0) += 1;
     }
 
-    /// Keeps an error for the status page (a bounded number of the last ones).
+    /// Keeps an error for the status page (a bounded number of the last ones; the same again is counted).
     pub fn error(&self, text: String) {
         let mut errors = locked(&self.last_errors);
+        let known = errors.iter().position(|(t, _)| *t == text).and_then(|at| errors.remove(at));
+        let before = known.map_or(0, |(_, count)| count);
         if errors.len() == LAST_ERRORS_MAX {
             errors.pop_front();
         }
-        errors.push_back(text);
+        errors.push_back((text, before + 1));
     }
 
-    /// The last errors, oldest first.
-    pub fn last_errors(&self) -> Vec<String> {
+    /// The last errors and how often each was met, the latest last.
+    pub fn last_errors(&self) -> Vec<(String, u64)> {
         locked(&self.last_errors).iter().cloned().collect()
     }
 
@@ -189,6 +196,7 @@ impl Counters {
         {
             counter!("millstream_received_bytes_total", "source" => source).absolute(count.get());
         }
+        counter!("millstream_local_hit_bytes_total").absolute(self.local_hits.get());
         for (transport, count) in [("rdma", &self.sent_rdma), ("tcp", &self.sent_tcp)] {
             counter!("millstream_sent_bytes_total", "transport" => transport).absolute(count.get());
         }
@@ -246,6 +254,19 @@ mod tests {
             (name.to_owned(), (kind.to_owned(), labels.iter().map(|&l| l.to_owned()).collect()))
         });
         assert_eq!(documented(), BTreeMap::from(ours));
+    }
+
+    #[test]
+    fn the_same_error_is_one_with_a_count() {
+        let counters = Counters::default();
+        for text in ["a", "b", "a"] {
+            counters.error(text.into());
+        }
+        assert_eq!(counters.last_errors(), [("b".to_owned(), 1), ("a".to_owned(), 2)]);
+        for n in 0..2 * LAST_ERRORS_MAX {
+            counters.error(n.to_string());
+        }
+        assert_eq!(counters.last_errors().len(), LAST_ERRORS_MAX);
     }
 
     #[test]

@@ -33,6 +33,7 @@ use crate::transport::select::SelectTransport;
 
 mod care;
 mod carry;
+mod details;
 mod orders;
 mod readers;
 mod report;
@@ -149,6 +150,8 @@ pub(crate) struct Driver {
     /// Shards that the coordinator told us to drop, and whose bytes are being removed.
     dropping: BTreeSet<(DatasetId, ShardNo)>,
     rates: Rates,
+    /// What people were told of this node last, in this session.
+    told: details::Told,
 }
 
 #[derive(Default)]
@@ -183,6 +186,7 @@ impl Driver {
             readers: BTreeMap::new(),
             dropping: BTreeSet::new(),
             rates: Rates::default(),
+            told: details::Told::default(),
         }
     }
 
@@ -274,6 +278,7 @@ impl Driver {
             SessionEvent::Up { out, welcome } => {
                 self.from_wire.clear();
                 self.to_wire.clear();
+                self.told = details::Told::default();
                 self.session = Some(out);
                 let every = Duration::from_millis(u64::from(welcome.heartbeat_ms.clamp(50, 60_000)));
                 *heartbeat = tokio::time::interval(every);

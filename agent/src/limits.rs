@@ -166,6 +166,15 @@ pub const RECHECK_PIECES_AT_ONCE: usize = 4;
 /// Without a configured capacity, this share of the file system is used: file systems slow down when they are full.
 pub const CAPACITY_PERCENT: u64 = 90;
 
+// ------------------------------------------------------------------ what people are told
+
+/// Between two reports of a node's equipment, traffic by peer and keepers: people look, nothing depends on it.
+pub const DETAILS_EVERY: Duration = Duration::from_secs(2);
+/// Peers in such a report, those that sent most: a node has a few parents at a time.
+pub const DETAILS_PEERS_MAX: usize = 64;
+/// Keepers in such a report: processes of a large node, each with its lease.
+pub const DETAILS_KEEPERS_MAX: usize = 256;
+
 // ------------------------------------------------------------------ origin
 
 /// Bytes from the origin are summed in parts of this size: they are still in the L2 cache then.

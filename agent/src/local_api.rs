@@ -4,6 +4,7 @@
 //! `docs/reference/socket.md`. A lease lives as long as its connection: when the process dies, the kernel closes the
 //! socket and the lease is gone.
 
+mod caller;
 mod fetch;
 mod reader;
 
@@ -116,14 +117,17 @@ pub(crate) async fn serve(listener: UnixListener, api: Arc<LocalApi>, shutdown: 
 
 /// What a connection holds: it goes with it.
 struct Held {
+    /// Whose connection it is, in words.
+    by: String,
     leases: Vec<Lease>,
     readers: reader::Readers,
 }
 
 async fn client(stream: UnixStream, api: &LocalApi) -> std::io::Result<()> {
+    let by = caller::words(&stream);
     let (read, mut write) = stream.into_split();
     let mut read = BufReader::new(read);
-    let mut held = Held { leases: Vec::new(), readers: reader::Readers::new(api.inputs.clone()) };
+    let mut held = Held { by, leases: Vec::new(), readers: reader::Readers::new(api.inputs.clone()) };
     loop {
         let mut line = Vec::new();
         let n = (&mut read).take(SOCKET_LINE_BYTES_MAX as u64).read_until(b'\n', &mut line).await?;
@@ -187,19 +191,23 @@ impl LocalApi {
             Request::Stage(request) => self.stage(request).await,
             Request::Add(request) => return self.add(request, write).await,
             Request::Path { dataset, key } => match self.find(&dataset).await {
-                Ok(version) => path(&version, key.as_deref()),
+                Ok(version) => {
+                    let answer = path(&version, key.as_deref());
+                    self.found_in_place(&version, key.as_deref(), &answer);
+                    answer
+                }
                 Err(refusal) => Err(refusal),
             },
-            Request::Reader(announcement) => reader::announce(self, announcement, &mut held.readers).await,
+            Request::Reader(announcement) => reader::announce(self, announcement, &held.by, &mut held.readers).await,
             Request::Fetch { dataset, key, timeout_ms } => {
                 return fetch::fetch(self, &dataset, &key, timeout_ms, write).await;
             }
             Request::Lease { dataset } => self.find(&dataset).await.map(|version| {
-                held.leases.push(self.store.lease(&version.manifest.digest()));
+                held.leases.push(self.store.lease(&version.manifest.digest(), &held.by));
                 json!({"dataset": version.manifest.name().to_string()})
             }),
-            Request::Pin { dataset } => self.pin(&dataset, true).await,
-            Request::Unpin { dataset } => self.pin(&dataset, false).await,
+            Request::Pin { dataset } => self.pin(&dataset, true, &held.by).await,
+            Request::Unpin { dataset } => self.pin(&dataset, false, &held.by).await,
             Request::Evict { dataset } => match self.find(&dataset).await {
                 Ok(version) => self.evict(&version).await,
                 Err(refusal) => Err(refusal),
@@ -246,14 +254,15 @@ impl LocalApi {
             "sent_bytes": {"tcp": c.sent_tcp.get(), "rdma": c.sent_rdma.get()},
             "transport": self.transport.describe(),
             "coordinator": self.link.channel().is_some(),
-            "last_errors": c.last_errors(),
+            "local_hit_bytes": c.local_hits.get(),
+            "last_errors": c.last_errors().into_iter().map(|(text, _)| text).collect::<Vec<_>>(),
             "datasets": datasets,
         })
     }
 
-    async fn pin(&self, dataset: &str, pinned: bool) -> Answer {
+    async fn pin(&self, dataset: &str, pinned: bool, by: &str) -> Answer {
         let version = self.find(dataset).await?;
-        self.store.set_pin(&version.manifest.digest(), pinned).map_err(|e| refusal(1, e.to_string()))?;
+        self.store.set_pin(&version.manifest.digest(), pinned, by).map_err(|e| refusal(1, e.to_string()))?;
         Ok(json!({"dataset": version.manifest.name().to_string(), "pinned": pinned}))
     }
 
@@ -297,6 +306,14 @@ impl LocalApi {
         )
     }
 
+    /// A reader wanted a shard, and it was there: counted. A whole version is not: how much of it is read, nobody says.
+    fn found_in_place(&self, version: &LocalVersion, key: Option<&str>, answer: &Answer) {
+        let found = key.filter(|_| answer.is_ok()).and_then(|key| version.manifest.find(key));
+        if let Some((_, shard)) = found {
+            self.counters.local_hits.add(shard.len);
+        }
+    }
+
     /// Sends progress lines until the version (or one shard of it) is ready, failed, or the time is over.
     async fn wait(
         &self,
@@ -316,7 +333,12 @@ impl LocalApi {
             if let Some(version) = &version {
                 match path(version, key) {
                     Err(refusal) if refusal.code == 4 => {}
-                    ended => return Ok(ended),
+                    ended => {
+                        if shown.is_none() {
+                            self.found_in_place(version, key, &ended);
+                        }
+                        return Ok(ended);
+                    }
                 }
                 let failed = version.progress.borrow().failed.clone();
                 if let Some((code, reason)) = failed {

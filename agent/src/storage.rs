@@ -25,6 +25,6 @@ mod store;
 mod version;
 
 pub use error::{BadShard, DatasetError, DiscardError, EvictError, OpenError, ReadError, SealError, WriteError};
-pub use pins::{Keeper, Lease};
+pub use pins::{Holder, Keeper, Lease};
 pub use quota::{NoSpace, Usage};
 pub use store::{OpenedDataset, Store, StoreConfig};

@@ -510,15 +510,15 @@ async fn what_is_kept_is_not_evicted_and_what_does_not_fit_is_refused() {
     rig.store().reserve(&b.digest(), free + PIECE).unwrap();
     assert!(rig.store().reserve(&a.digest(), total + 1).is_err(), "all of it is reserved");
 
-    rig.store().set_pin(&a.digest(), true).unwrap();
+    rig.store().set_pin(&a.digest(), true, "").unwrap();
     assert_eq!(rig.store().usage().pinned_bytes, total);
     assert!(matches!(rig.store().evict(&a.digest()).await, Err(EvictError::Kept { keeper: Keeper::Pin, .. })));
     rig.store().save_manifest(&a.digest(), b"a manifest").await.unwrap();
     rig.restart().await;
     rig.open(&a).await;
     assert!(matches!(rig.store().evict(&a.digest()).await, Err(EvictError::Kept { .. })));
-    rig.store().set_pin(&a.digest(), false).unwrap();
-    let lease = rig.store().lease(&a.digest());
+    rig.store().set_pin(&a.digest(), false, "").unwrap();
+    let lease = rig.store().lease(&a.digest(), "a test");
     let kept = rig.store().evict(&a.digest()).await.unwrap_err();
     assert!(kept.to_string().contains("a@v1") && kept.to_string().contains("1 open reader"), "{kept}");
     rig.write(&a, 0).await.unwrap(); // still open

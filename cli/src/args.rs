@@ -279,6 +279,9 @@ pub struct StatusArgs {
     /// One node instead
     #[arg(long, value_name = "NODE", conflicts_with = "dataset")]
     pub node: Option<String>,
+    /// Any document of the HTTP API as JSON, by its path below /api/v1/ ("events?kind=evicted")
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["dataset", "node"])]
+    pub view: Option<String>,
     /// Common flags.
     #[command(flatten)]
     pub client: ClientArgs,

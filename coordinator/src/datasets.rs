@@ -1,6 +1,6 @@
 //! The catalog in memory: versions by number, digest and name.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use millstream_coordinator_core::event::DatasetFacts;
@@ -20,8 +20,8 @@ pub struct Dataset {
     pub record: VersionRecord,
     /// Its manifest.
     pub manifest: Arc<Manifest>,
-    /// Names of nodes where it is pinned.
-    pub pins: BTreeSet<String>,
+    /// Names of nodes where it is pinned, with who wants that; empty when they did not say.
+    pub pins: BTreeMap<String, String>,
 }
 
 impl Dataset {
@@ -91,7 +91,7 @@ impl Datasets {
         self.by_digest.insert(manifest.digest(), id);
         let versions = self.by_name.entry(record.name.name.clone()).or_default();
         versions.push(id);
-        self.by_id.insert(id, Dataset { id, record, manifest, pins: BTreeSet::new() });
+        self.by_id.insert(id, Dataset { id, record, manifest, pins: BTreeMap::new() });
         id
     }
 

@@ -98,6 +98,14 @@ pub const NOTICES_MAX: usize = 100;
 pub const REASON_BYTES_MAX: usize = 1024;
 /// Fallback kinds per node: transports, reasons and I/O engines multiply to a few dozen.
 pub const FALLBACKS_MAX: usize = 64;
+/// RDMA devices of a node that are shown: the largest servers have a dozen.
+pub const RAILS_MAX: usize = 32;
+/// Counters of one such device that are shown: drivers count some fifty things.
+pub const RAIL_COUNTERS_MAX: usize = 128;
+/// Peers of a node whose traffic is shown, as many as agents report.
+pub const PEERS_SHOWN_MAX: usize = 64;
+/// Keepers of a node that are shown, as many as agents report.
+pub const KEEPERS_MAX: usize = 256;
 /// Last errors per node.
 pub const NODE_ERRORS_MAX: usize = 16;
 /// Longest URL of an origin.
@@ -114,6 +122,8 @@ pub const HISTORY_SECONDS: i64 = 300;
 pub const LINKS_MAX: usize = 65_536;
 /// Lost shards whose repair is told: beyond this the loss itself is the story.
 pub const LOST_SHARDS_MAX: usize = 10_000;
+/// Wrong bytes that were mended, as far as they are remembered one by one: enough to see a pattern.
+pub const TROUBLES_MAX: usize = 1_000;
 /// Alarms of one kind that are shown one by one: people read the first few.
 pub const ALARMS_PER_KIND_MAX: usize = 20;
 /// Share of its quota at which a node's disk counts as near full: leaves time to act.

@@ -5,115 +5,22 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use millstream_proto::convert::{self, ConvertError};
 use millstream_proto::v1;
-use millstream_types::{DatasetId, Digest, NodeId, Time};
-use thiserror::Error;
+use millstream_types::{DatasetId, NodeId, Time};
 use tokio::sync::mpsc;
 
-use crate::limits::{FALLBACKS_MAX, NODE_ERRORS_MAX, NODES_MAX, REASON_BYTES_MAX};
+use crate::limits::{NODES_MAX, REASON_BYTES_MAX};
+
+pub(crate) mod details;
+mod hello;
+mod report;
+
+pub use hello::{Hello, Refusal, parse_hello};
+pub use report::{FallbackKey, Moved, Report};
 
 /// One opened stream of one agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SessionId(pub u64);
-
-/// What an agent said of itself, checked.
-#[derive(Clone, Debug)]
-pub struct Hello {
-    /// Its name.
-    pub node: String,
-    /// Where peers reach it.
-    pub listen: String,
-    /// Where its metrics are; empty when nowhere.
-    pub http: String,
-    /// Its version.
-    pub agent_version: String,
-    /// Labels.
-    pub labels: BTreeMap<String, String>,
-    /// `tcp`, `rdma`.
-    pub transports: Vec<String>,
-    /// `uring` or `blocking`.
-    pub io: String,
-    /// Why not uring.
-    pub io_reason: String,
-    /// Quota.
-    pub capacity_bytes: u64,
-    /// Differs for each start of the process.
-    pub boot_id: u64,
-    /// Versions of which it has something.
-    pub digests: Vec<Digest>,
-}
-
-/// Why a session was refused.
-#[derive(Debug, Clone, PartialEq, Eq, Error)]
-pub enum Refusal {
-    /// Another protocol.
-    #[error(
-        "agent and coordinator do not understand each other: the agent speaks protocol {agent}, this coordinator \
-         ({version}) speaks {ours}; install the same version on both"
-    )]
-    Protocol {
-        /// Its protocol.
-        agent: u32,
-        /// Ours.
-        ours: u32,
-        /// Our version.
-        version: &'static str,
-    },
-    /// A greeting that makes no sense.
-    #[error("the greeting is wrong: {0}")]
-    Hello(#[from] ConvertError),
-    /// Nothing was said in time, or something else.
-    #[error("the first message must be a greeting")]
-    NoHello,
-    /// Two agents of one name.
-    #[error(
-        "a node named {node:?} is connected already from {other}; give each agent its own --node (or stop the other)"
-    )]
-    NameTaken {
-        /// The name.
-        node: String,
-        /// Where the other one listens.
-        other: String,
-    },
-    /// Over [`NODES_MAX`].
-    #[error("{NODES_MAX} nodes are known, which is the most")]
-    TooMany,
-    /// On its way down.
-    #[error("the coordinator is stopping")]
-    Stopping,
-}
-
-/// Checks a greeting.
-///
-/// # Errors
-/// [`Refusal`] in words for the agent's log.
-pub fn parse_hello(hello: &v1::Hello) -> Result<Hello, Refusal> {
-    if hello.protocol != millstream_proto::PROTOCOL {
-        return Err(Refusal::Protocol {
-            agent: hello.protocol,
-            ours: millstream_proto::PROTOCOL,
-            version: env!("CARGO_PKG_VERSION"),
-        });
-    }
-    let digests = hello.digests.iter().map(|d| convert::digest("digests", d)).collect::<Result<_, _>>()?;
-    Ok(Hello {
-        node: convert::node_name("node", &hello.node)?.to_owned(),
-        listen: convert::address("listen", &hello.listen)?.to_owned(),
-        http: match hello.http.as_str() {
-            "" => String::new(),
-            text => convert::address("http", text)?.to_owned(),
-        },
-        agent_version: short(&hello.agent_version),
-        labels: convert::labels("labels", &hello.labels)?,
-        transports: hello.transports.iter().take(8).map(|t| short(t)).collect(),
-        io: short(&hello.io),
-        io_reason: short(&hello.io_reason),
-        capacity_bytes: hello.capacity_bytes,
-        boot_id: hello.boot_id,
-        digests,
-    })
-}
 
 /// Words from outside, cut to [`REASON_BYTES_MAX`] and without control characters.
 pub fn short(text: &str) -> String {
@@ -140,130 +47,6 @@ pub struct Session {
     pub attached: BTreeSet<DatasetId>,
 }
 
-/// Bytes that agents moved, as counters that never go back.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Moved {
-    /// From the origin.
-    pub received_origin: u64,
-    /// From peers over TCP.
-    pub received_tcp: u64,
-    /// From peers over RDMA.
-    pub received_rdma: u64,
-    /// To peers over TCP.
-    pub sent_tcp: u64,
-    /// To peers over RDMA.
-    pub sent_rdma: u64,
-    /// Pieces or shards that did not match.
-    pub checksum_failures: u64,
-}
-
-impl Moved {
-    fn of(heartbeat: &v1::Heartbeat) -> Moved {
-        Moved {
-            received_origin: heartbeat.received_origin_bytes,
-            received_tcp: heartbeat.received_tcp_bytes,
-            received_rdma: heartbeat.received_rdma_bytes,
-            sent_tcp: heartbeat.sent_tcp_bytes,
-            sent_rdma: heartbeat.sent_rdma_bytes,
-            checksum_failures: heartbeat.checksum_failures,
-        }
-    }
-
-    /// Both together.
-    pub fn plus(self, other: Moved) -> Moved {
-        let add = u64::saturating_add;
-        Moved {
-            received_origin: add(self.received_origin, other.received_origin),
-            received_tcp: add(self.received_tcp, other.received_tcp),
-            received_rdma: add(self.received_rdma, other.received_rdma),
-            sent_tcp: add(self.sent_tcp, other.sent_tcp),
-            sent_rdma: add(self.sent_rdma, other.sent_rdma),
-            checksum_failures: add(self.checksum_failures, other.checksum_failures),
-        }
-    }
-}
-
-/// One fallback of one node: from, to, reason.
-pub type FallbackKey = (String, String, String);
-
-/// What heartbeats said.
-#[derive(Clone, Debug, Default)]
-pub struct Report {
-    /// Of processes of this node that ended.
-    before: Moved,
-    /// Of the process that runs.
-    now: Moved,
-    /// Receiving, bytes per second.
-    pub in_bytes_per_s: u64,
-    /// Sending, bytes per second.
-    pub out_bytes_per_s: u64,
-    /// On disk.
-    pub used_bytes: u64,
-    /// Of those, pinned.
-    pub pinned_bytes: u64,
-    /// Of those, not sealed yet.
-    pub partial_bytes: u64,
-    /// Quota.
-    pub capacity_bytes: u64,
-    /// Fallbacks of the process that runs.
-    pub fallbacks: BTreeMap<FallbackKey, u64>,
-    /// Newest errors.
-    pub last_errors: Vec<String>,
-    /// When each fallback was counted last.
-    pub fell_back_at: BTreeMap<FallbackKey, Time>,
-    /// When a checksum failure was counted last.
-    pub checksum_failed_at: Option<Time>,
-}
-
-impl Report {
-    /// Since this coordinator knows the node.
-    pub fn moved(&self) -> Moved {
-        self.before.plus(self.now)
-    }
-
-    /// Fallbacks that were counted for the first time by this process are returned.
-    fn take(&mut self, now: Time, heartbeat: v1::Heartbeat) -> Vec<FallbackKey> {
-        let failures = self.now.checksum_failures;
-        self.now = Moved::of(&heartbeat);
-        if self.now.checksum_failures > failures {
-            self.checksum_failed_at = Some(now);
-        }
-        self.in_bytes_per_s = heartbeat.in_bytes_per_s;
-        self.out_bytes_per_s = heartbeat.out_bytes_per_s;
-        self.used_bytes = heartbeat.used_bytes;
-        self.pinned_bytes = heartbeat.pinned_bytes;
-        self.partial_bytes = heartbeat.partial_bytes;
-        self.capacity_bytes = heartbeat.capacity_bytes;
-        let fallbacks = heartbeat.fallbacks.into_iter().take(FALLBACKS_MAX);
-        let fallbacks = fallbacks.map(|f| ((short(&f.from), short(&f.to), short(&f.reason)), f.count));
-        let before = std::mem::replace(&mut self.fallbacks, fallbacks.collect());
-        let mut new = Vec::new();
-        for (key, &count) in &self.fallbacks {
-            let old = before.get(key).copied();
-            if old.is_none_or(|old| count > old) {
-                self.fell_back_at.insert(key.clone(), now);
-            }
-            if old.is_none() {
-                new.push(key.clone());
-            }
-        }
-        self.fell_back_at.retain(|key, _| self.fallbacks.contains_key(key));
-        let errors = heartbeat.last_errors.iter().rev().take(NODE_ERRORS_MAX);
-        self.last_errors = errors.map(|e| short(e)).collect();
-        self.last_errors.reverse();
-        new
-    }
-
-    fn process_ended(&mut self) {
-        self.before = self.moved();
-        self.now = Moved::default();
-        (self.in_bytes_per_s, self.out_bytes_per_s) = (0, 0);
-        self.fallbacks.clear();
-        self.fell_back_at.clear();
-        self.checksum_failed_at = None;
-    }
-}
-
 /// A node that is or was with us, or that a stage names.
 #[derive(Debug)]
 pub struct Node {
@@ -277,6 +60,8 @@ pub struct Node {
     pub hello: Option<Hello>,
     /// What its heartbeats said.
     pub report: Report,
+    /// How it is equipped and who uses it, as it said last.
+    pub(crate) details: details::Details,
     /// When it was heard last.
     pub last_seen: Time,
 }
@@ -344,6 +129,7 @@ impl Nodes {
                 session: None,
                 hello: None,
                 report: Report::default(),
+                details: details::Details::default(),
                 last_seen: Time::ZERO,
             },
         );
@@ -415,6 +201,7 @@ impl Nodes {
         }
         if node.hello.as_ref().map(|h| h.boot_id) != Some(hello.boot_id) {
             node.report.process_ended();
+            node.details = details::Details::default();
         }
         let replaced = node.session.is_some();
         node.report.capacity_bytes = hello.capacity_bytes;
@@ -495,20 +282,5 @@ mod tests {
         assert_eq!(nodes.get(id).unwrap().report.moved().received_tcp, 15);
         nodes.get_mut(id).unwrap().take_report(Time(0), beat(1));
         assert_eq!(nodes.get(id).unwrap().report.moved().received_tcp, 16);
-    }
-
-    #[test]
-    fn greetings_are_checked() {
-        let good = v1::Hello { protocol: 1, node: "a".into(), listen: "h:1".into(), ..Default::default() };
-        assert!(parse_hello(&good).is_ok());
-        let wrong = |change: fn(&mut v1::Hello)| {
-            let mut hello = good.clone();
-            change(&mut hello);
-            parse_hello(&hello).unwrap_err()
-        };
-        assert!(matches!(wrong(|h| h.protocol = 2), Refusal::Protocol { agent: 2, .. }));
-        assert!(matches!(wrong(|h| h.node = "a b".into()), Refusal::Hello(_)));
-        assert!(matches!(wrong(|h| h.listen = "nowhere".into()), Refusal::Hello(_)));
-        assert!(matches!(wrong(|h| h.digests = vec![vec![1]]), Refusal::Hello(_)));
     }
 }

@@ -11,12 +11,14 @@ pub(crate) mod alarms;
 pub(crate) mod events;
 pub(crate) mod history;
 pub(crate) mod links;
+pub(crate) mod troubles;
 
 use crate::limits::{LOST_SHARDS_MAX, OBSERVE_EVERY};
 use alarms::Alarm;
 use events::Events;
 use history::History;
 use links::Links;
+use troubles::Troubles;
 
 /// How far a running stage was, and since when it is no further.
 #[derive(Clone, Copy, Debug)]
@@ -31,6 +33,7 @@ pub(crate) struct Observed {
     pub(crate) events: Events,
     pub(crate) history: History,
     pub(crate) links: Links,
+    pub(crate) troubles: Troubles,
     /// As of the last look.
     pub(crate) alarms: Vec<Alarm>,
     /// When each alarm that stands was raised.
@@ -85,5 +88,6 @@ impl Observed {
     pub(crate) fn dataset_removed(&mut self, dataset: DatasetId) {
         self.lost.retain(|(d, _, _)| *d != dataset);
         self.sealed.remove(&dataset);
+        self.troubles.forget(dataset);
     }
 }

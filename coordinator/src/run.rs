@@ -170,10 +170,10 @@ fn restore(config: &Config, catalog: Catalog, store: StoreHandle) -> anyhow::Res
     for (record, manifest, learned) in catalog.versions {
         state.restore_version(Time::ZERO, record, manifest.into(), learned);
     }
-    for (digest, node) in catalog.loaded.pins {
+    for (digest, node, by) in catalog.loaded.pins {
         let id = state.datasets.by_digest(digest).map(|d| d.id);
         if let Some(dataset) = id.and_then(|id| state.datasets.get_mut(id)) {
-            dataset.pins.insert(node);
+            dataset.pins.insert(node, by);
         }
     }
     state.removed.extend(catalog.loaded.removed);

@@ -68,6 +68,8 @@ pub(crate) struct NodeStatus {
     http: String,
     pub(crate) agent_version: String,
     pub(crate) checksum_failures: u64,
+    /// Of shards that readers on the node wanted and found in place.
+    pub(crate) local_hit_bytes: u64,
     pub(crate) quarantined_s: f64,
     pub(crate) outstanding_bytes: u64,
     last_seen_s: Option<f64>,
@@ -276,7 +278,8 @@ impl State {
             quarantined_s: view.as_ref().map_or(0.0, |v| seconds(v.quarantined_us)),
             outstanding_bytes: view.as_ref().map_or(0, |v| v.outstanding_bytes),
             last_seen_s: hello.is_some().then(|| seconds(now.since(node.last_seen))),
-            last_errors: report.last_errors.clone(),
+            last_errors: report.last_errors.iter().map(|(text, _)| text.clone()).collect(),
+            local_hit_bytes: moved.local_hits,
             labels: hello.as_ref().map(|h| h.labels.clone()).unwrap_or_default(),
             transports: hello.as_ref().map(|h| h.transports.clone()).unwrap_or_default(),
             io: hello.as_ref().map(|h| h.io.clone()).unwrap_or_default(),
@@ -314,7 +317,7 @@ impl State {
             kind: if info.kind == "checkpoint" { "checkpoint" } else { "dataset" },
             created_unix_s: info.created_unix_s,
             indexed: info.indexed,
-            pinned_on: dataset.pins.iter().cloned().collect(),
+            pinned_on: dataset.pins.keys().cloned().collect(),
             failures: failures.map(|f| self.shard_failure_words(dataset.id, &f)).collect(),
         }
     }

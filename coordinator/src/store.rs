@@ -182,6 +182,8 @@ pub enum Change {
         node: String,
         /// From now on?
         pinned: bool,
+        /// Who wants it, in words; empty when they did not say.
+        by: String,
     },
     /// One line of the audit log.
     Audit(String),
@@ -196,8 +198,8 @@ pub struct Loaded {
     pub stages: Vec<StageRecord>,
     /// All jobs that are remembered.
     pub jobs: Vec<JobRecord>,
-    /// Digest and node of all pins.
-    pub pins: Vec<(Digest, String)>,
+    /// Digest, node and who wants it of all pins.
+    pub pins: Vec<(Digest, String, String)>,
     /// Versions that were removed: an agent that was away then learns it when it comes back.
     pub removed: Vec<(Digest, DatasetRef)>,
 }

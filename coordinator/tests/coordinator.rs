@@ -65,7 +65,10 @@ async fn a_restart_keeps_catalog_and_stages_and_reads_nothing_again() {
     let reply = stage(&mut client, "d", "n1").await.unwrap();
     agent.obey_until_sealed(1).await;
     wait(&mut client, "d", "n1", 0).await.unwrap();
-    client.pin(v1::PinRequest { dataset: "d".into(), nodes: "n1".into(), pinned: true }).await.unwrap();
+    client
+        .pin(v1::PinRequest { dataset: "d".into(), nodes: "n1".into(), pinned: true, by: "ann@login".into() })
+        .await
+        .unwrap();
     coordinator.stop().await;
     while agent.next().await.is_some() {}
     let disk = agent.into_disk();

@@ -116,6 +116,16 @@ class Daemon:
         self.process.wait()
 
 
+def ask(connection, **request):
+    """One request to an agent's socket; its answer."""
+    connection.sendall(json.dumps(request).encode() + b"\n")
+    lines = connection.makefile()
+    while True:
+        answer = json.loads(lines.readline())
+        if "progress" not in answer:
+            return answer
+
+
 class Cluster:
     """`agents` maps a node's name to more arguments and environment of its agent."""
 
@@ -174,6 +184,25 @@ class Cluster:
         if check and done.returncode:
             raise AssertionError(f"{arguments}: {done.returncode} {done.stderr}")
         return done
+
+    def job(self, number, nodes, dataset):
+        """A job whose hook waits for its data, as Slurm's controller runs it. The caller ends the process."""
+        slurm = {
+            "SLURM_JOB_ID": str(number), "SLURM_CLUSTER_NAME": "rig", "SLURM_JOB_NODELIST": nodes, "SLURM_JOB_NAME": "train",
+            "SLURM_JOB_USER": "ann", "SLURM_JOB_COMMENT": f"millstream:{dataset}",
+        }  # fmt: skip
+        environment = clean_environment({"MILLSTREAM_COORDINATOR": f"http://{self.grpc}", **slurm})
+        nowhere = self.directory / "no-slurm"
+        arguments = ["slurm", "prolog-slurmctld", "--slurm-bin", nowhere]
+        with open(self.directory / "hook.log", "ab") as log:
+            return subprocess.Popen([BINARY, *arguments], env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+
+    def socket(self, node):
+        """A connection to an agent's socket, as a trainer has it."""
+        connection = socket.socket(socket.AF_UNIX)
+        connection.settimeout(DEADLINE_S)
+        connection.connect(str(self.directory / node / "agent.sock"))
+        return connection
 
     def status(self):
         return json.loads(self.cli("status", "--json").stdout)

@@ -1,6 +1,9 @@
 """Every alarm appears on the page when its cause is there, and goes when the cause goes."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from cluster import until, without_io_uring
 from playwright.sync_api import expect
 
@@ -15,6 +18,7 @@ def cluster(make_cluster):
         "liar": {"environment": {"MILLSTREAM_FAULT_SERVE": "flip"}},
         "caged": {"before": without_io_uring},
         "small": {"arguments": {"--capacity": "20MiB"}},
+        "snail": {"environment": {"MILLSTREAM_FAULT_SERVE": "stall:1500"}},
     }
     cluster = make_cluster(agents)
     cluster.put("a", 6, SHARD_BYTES)
@@ -22,7 +26,8 @@ def cluster(make_cluster):
     cluster.put("huge", 12, SHARD_BYTES, first_seed=100)
     cluster.put("rotten", 2, SHARD_BYTES, first_seed=200)
     cluster.put("slow", 4, SHARD_BYTES, first_seed=300)
-    for name in ["a", "full", "huge", "rotten", "slow"]:
+    cluster.put("snail", 8, SHARD_BYTES, first_seed=400)
+    for name in ["a", "snail", "full", "huge", "rotten", "slow"]:
         cluster.add(f"{name}@v1", name)
     return cluster
 
@@ -34,6 +39,12 @@ def page(cluster, open_page):
 
 def alarm(page, kind, about=""):
     return page.locator(f'[data-alarm^="{kind}:{about}"]')
+
+
+def nothing_serious(page):
+    found = Axe().run(page).response["violations"]
+    serious = [v for v in found if v["impact"] in ("serious", "critical")]
+    assert not serious, [(v["id"], [n["html"][:200] for n in v["nodes"][:3]]) for v in serious]
 
 
 def test_a_fallback_shows_while_the_process_that_fell_back_runs(cluster, page):
@@ -59,13 +70,23 @@ def test_a_silent_node_is_named_and_forgotten_when_it_is_back(cluster, page, sho
     expect(alarm(page, "node-silent", "node2")).to_have_count(0)
 
 
-def test_bad_bytes_raise_checksum_and_quarantine(cluster, page, shots):
+def test_bad_bytes_raise_checksum_and_quarantine(cluster, page, open_page, shots):
     # The liar has it first, so that the others get it from there.
     cluster.cli("stage", "a@v1", "--nodes", "liar", "--wait", "--timeout", "60s")
     cluster.cli("stage", "a@v1", "--nodes", "node1,node2,caged", "--wait", "--timeout", "60s")
     expect(page.locator('[data-alarm^="checksum:"]').first).to_contain_text("did not match their checksum")
     expect(alarm(page, "quarantined", "liar")).to_contain_text("avoided as a source")
     shots(page, "alarm-checksum")
+    nothing_serious(page)
+    other = open_page(cluster, "#/datasets/a@v1", width=390, dark=True)
+    row = other.locator("#mended tbody tr").first
+    for text in ["shard-", "liar", "not taken"]:
+        expect(row).to_contain_text(text)
+    other.locator("#mended").get_by_role("button", name="More of each").click()
+    expect(row.locator('[data-head="Expected"]')).to_contain_text("crc64nvme:")
+    expect(row.locator('[data-head="Actual"]')).to_contain_text("crc64nvme:")
+    nothing_serious(other)
+    shots(other, "dataset-mended-390-dark")
     expect(page.locator('[data-alarm^="checksum:"]')).to_have_count(0)
     expect(alarm(page, "quarantined", "liar")).to_have_count(0)
 
@@ -96,10 +117,33 @@ def test_a_shard_that_is_corrupt_at_the_origin(cluster, page, shots):
         expect(failures).to_contain_text(text)
     expect(page.locator("#map .legend")).to_contain_text("bad 2")
     shots(page, "dataset-failed")
+    nothing_serious(page)
     page.goto(cluster.url + "#/")
     cluster.s3_control("DELETE", f"/faults/{number}")
     cluster.cli("dataset", "rm", "rotten@v1")
     expect(alarm(page, "shards-failed", "rotten@v1")).to_have_count(0)
+
+
+def test_a_source_that_is_slow(cluster, page):
+    # One that has it answers as usual, so that there is a usual.
+    cluster.cli("stage", "snail@v1", "--nodes", "snail,node1", "--wait", "--timeout", "60s")
+    cluster.cli("stage", "snail@v1", "--nodes", "node2,caged", "--wait", "--timeout", "60s")
+    shown = alarm(page, "node-slow", "snail")
+    expect(shown).to_contain_text("sends much slower than others")
+    expect(shown).to_have_count(0)
+
+
+def test_many_of_a_kind_are_summed_up(cluster, page):
+    names = [f"much{i}@v1" for i in range(23)]
+    with ThreadPoolExecutor(4) as at_once:
+        list(at_once.map(lambda name: (cluster.add(name, "huge"), cluster.cli("stage", name, "--nodes", "small")), names))
+    more = alarm(page, "more", "refused")
+    expect(more).to_contain_text("and 3 more of kind refused")
+    expect(page.locator('[data-alarm^="refused:"]')).to_have_count(20)
+    with ThreadPoolExecutor(4) as at_once:
+        list(at_once.map(lambda name: cluster.cli("dataset", "rm", name), names))
+    expect(more).to_have_count(0)
+    expect(page.locator('[data-alarm^="refused:"]')).to_have_count(0)
 
 
 def test_a_stage_that_gets_nothing(cluster, page):
@@ -114,7 +158,7 @@ def test_a_stage_that_gets_nothing(cluster, page):
 
 
 def test_the_timeline_tells_it_all(cluster, open_page):
-    page = open_page(cluster, "#/events?severity=error")
+    page = open_page(cluster, "#/events?severity=error&state=checksum")
     expect(page.locator("#list tbody")).to_contain_text("do not match their checksum")
     kinds = {event["kind"] for event in cluster.get("events?limit=1000")["items"]}
     wanted = {"added", "staged", "sealed", "stage-done", "fell-back", "quarantined", "checksum", "evicted", "removed"}

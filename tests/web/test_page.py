@@ -1,12 +1,15 @@
 """The page during a real stage: it says what `status --json` says, filters, links, survives a restart."""
 
 import json
+import os
+import platform
 import re
+import shlex
 import urllib.request
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from cluster import until
+from cluster import ask, until
 from playwright.sync_api import expect
 
 DATASET = "tiles@v1"
@@ -37,7 +40,11 @@ def halfway(cluster):
     cluster.rate(1)
     until("nothing moves any more", lambda: settled(cluster))
     assert ready() < wanted, "it was over before it could be looked at"
+    hook = cluster.job(7, "node[1-2]", DATASET)
+    until("the job is known", lambda: cluster.get("jobs")["total"])
     yield cluster
+    hook.kill()
+    hook.wait()
     cluster.rate(None)
 
 
@@ -84,11 +91,14 @@ def compare(page, cluster):
     row = cells(page, "datasets")[0]
     assert row["Shards"] == str(dataset["shards"]) and row["Size"] == size(dataset["bytes"])
     stage = status["stages"][-1]
-    row = cells(page, "stages")[0]
-    assert row["Stage"] == str(stage["id"]) and row["Dataset"] == stage["dataset"]
+    expect(page.locator("#stages tbody tr")).to_have_count(len(status["stages"]))
+    row = next(row for row in cells(page, "stages") if row["Stage"] == str(stage["id"]))
+    assert row["Dataset"] == stage["dataset"]
     share = 100 * stage["bytes_ready"] // stage["bytes_total"]
     assert f"{stage['state']} · {share} % of {size(stage['bytes_total'])}" in row["Progress"]
     assert row["S3 ÷ dataset"] == f"{stage['origin_bytes'] / dataset['bytes']:.2f}"
+    if stage["state"] == "done":
+        assert row["T/T*"].startswith(f"{stage['ratio_to_bound']:.2f}\n{stage['bound_by']}"), row
     page.goto(cluster.url + f"#/datasets/{DATASET}")
     expect(page.locator("#nodes tbody tr")).to_have_count(3)
     shown = {row["Node"]: row for row in cells(page, "nodes")}
@@ -107,7 +117,35 @@ def compare(page, cluster):
         assert node["state"] in row["State"] and size(node["disk"]["used_bytes"]) in row["Disk"]
         assert row["From S3"] == size(node["received_bytes"]["origin"])
         assert row["From peers"] == size(node["received_bytes"]["tcp"] + node["received_bytes"]["rdma"])
+    compare_node(page, cluster, next(n for n in status["nodes"] if n["node"] == "node2"))
+    page.goto(cluster.url + "#/jobs")
+    job = status["jobs"][0]
+    expect(page.locator("#list tbody tr")).to_have_count(1)
+    row = cells(page, "list")[0]
+    assert row["Job"].split("\n")[0] == job["job"] and job["user"] in row["Job"]
+    where = {n["node"]: n["state"] for n in dataset["nodes"]}
+    assert f"{DATASET} ready on {sum(where[n] == 'ready' for n in job['nodes'])} of {len(job['nodes'])}" in row["Datasets"]
     assert figures(cluster.status()) == figures(status), "it moved while it was compared"
+
+
+def facts(page, panel):
+    names = page.locator(f"#{panel} dt").all_inner_texts()
+    return dict(zip(names, page.locator(f"#{panel} dd").all_inner_texts()))
+
+
+def compare_node(page, cluster, node):
+    page.goto(cluster.url + f"#/nodes/{node['node']}")
+    expect(page.locator("#headline")).to_contain_text(node["state"])
+    shown = facts(page, "facts")
+    assert (shown["Address"], shown["Agent"]) == (node["address"], node["agent_version"])
+    assert shown["I/O engine"].split(" ")[0] == node["io"] and shown["Labels"] == "rack=r1"
+    assert shown["Local hits"].startswith(size(node["local_hit_bytes"]))
+    disk = facts(page, "disk")
+    assert disk["pinned or leased"] == size(node["disk"]["pinned_bytes"]), disk
+    assert disk["on its way (partial)"] == size(node["disk"]["partial_bytes"]), disk
+    received = node["received_bytes"]
+    by_source = f"S3 {size(received['origin'])} · RDMA {size(received['rdma'])} · TCP {size(received['tcp'])}"
+    expect(page.locator("#carriers")).to_contain_text(f"Received: {by_source}")
 
 
 def test_in_the_middle_the_page_says_what_status_says(halfway, open_page):
@@ -141,6 +179,9 @@ def test_every_view_is_accessible_and_fits(halfway, open_page, shots, width, dar
         overflow = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
         assert overflow <= 0, f"{name} is {overflow} pixels wider than {width}"
         shots(page, f"{name}-{width}-{'dark' if dark else 'light'}")
+        # However many rows there are: nobody scrolls through thousands of pixels to see where things stand.
+        height = page.evaluate("document.documentElement.scrollHeight")
+        assert height < 5_000, f"{name} is {height} pixels tall at a width of {width}"
         found = Axe().run(page)
         serious = [v for v in found.response["violations"] if v["impact"] in ("serious", "critical")]
         assert not serious, json.dumps([(v["id"], [n["html"][:200] for n in v["nodes"][:3]]) for v in serious], indent=1)
@@ -208,14 +249,123 @@ def test_text_from_outside_stays_text(halfway, open_page):
     assert page.locator("main img").count() == 0
 
 
-def test_the_command_line_and_the_json_behind_are_one_click_away(halfway, open_page):
-    page = open_page(halfway, f"#/datasets/{DATASET}")
-    page.locator("#cli").click()
-    assert page.evaluate("navigator.clipboard.readText()") == f"millstream status {DATASET} --watch"
+@pytest.mark.parametrize("path", [*VIEWS.values(), "#/events?state=staged&severity=info", "#/nodes?q=node2", "#/datasets?state=staging"])
+def test_the_command_line_and_the_json_behind_are_one_click_away(halfway, open_page, path):
+    page = open_page(halfway, path)
     shown(page)
-    for href in page.locator("a.json").evaluate_all("links => links.map(a => a.href)"):
-        with urllib.request.urlopen(href, timeout=10) as answer:
-            assert answer.status == 200 and json.load(answer) is not None
+    command = page.locator("#cli").inner_text()
+    page.locator("#cli").click()
+    assert page.evaluate("navigator.clipboard.readText()") == command
+    # Off a terminal --watch has no end.
+    program, *arguments = [part for part in shlex.split(command) if part != "--watch"]
+    assert program == "millstream"
+    answer = halfway.cli(*arguments).stdout
+    if "--view" in arguments:
+        assert json.loads(answer)["items"], answer
+    panels = page.locator("main section.panel")
+    for panel in panels.all():
+        link = panel.locator("a.json")
+        with urllib.request.urlopen(link.evaluate("a => a.href"), timeout=10) as found:
+            assert found.status == 200 and json.load(found) is not None
+    assert panels.count()
+
+
+def test_on_a_small_screen_the_rest_of_each_row_is_one_touch_away(halfway, open_page):
+    page = open_page(halfway, f"#/datasets/{DATASET}", width=390)
+    shards = page.locator("#shards")
+    expect(shards.locator("tbody tr")).to_have_count(8)
+    checksum = shards.locator('[data-head="Origin checksum"]').first
+    expect(checksum).to_be_hidden()
+    shards.get_by_role("button", name="More of each").click()
+    expect(checksum).to_be_visible()
+    expect(shards.get_by_role("button", name="Less of each")).to_have_attribute("aria-expanded", "true")
+
+
+def test_a_job_waits_for_named_nodes_with_reasons(halfway, open_page, shots):
+    page = open_page(halfway, "#/jobs")
+    row = page.locator("#list tbody tr")
+    expect(row).to_have_count(1)
+    expect(row).to_contain_text("rig/7")
+    expect(row).to_contain_text("waiting")
+    blocking = halfway.get("jobs")["items"][0]["datasets"][0]["blocking"]
+    assert {b["node"] for b in blocking} <= {"node1", "node2"} and blocking
+    for b in blocking:
+        expect(row).to_contain_text(f"{b['node']} {b['state']}: ")
+        assert b["reason"]
+    page.get_by_label("Show jobs in state").select_option("ended")
+    expect(page.locator("#list .count")).to_contain_text("showing 0 of 0")
+    page.goto(halfway.url + "#/jobs?q=rig/7")
+    expect(row).to_have_count(1)
+    row.get_by_role("link", name=DATASET).click()
+    expect(page.locator("#headline")).to_contain_text("ready on")
+    # The job keeps its data where it runs.
+    page.goto(halfway.url + "#/nodes/node1")
+    expect(page.locator("#keepers")).to_contain_text("job rig/7 of ann")
+
+
+def test_a_node_says_who_keeps_what_and_what_was_found_in_place(halfway, open_page):
+    page = open_page(halfway, "#/nodes/node1")
+    keepers = page.locator("#keepers")
+    halfway.cli("pin", DATASET, "--nodes", "node1")
+    expect(keepers).to_contain_text("pin, until it is unpinned")
+    expect(keepers).to_contain_text(f"@{platform.node()}")
+    with halfway.socket("node1") as connection:
+        assert ask(connection, op="lease", dataset=DATASET)["ok"]
+        expect(keepers).to_contain_text(f"(pid {os.getpid()}, ")
+        expect(keepers).to_contain_text("lease, as long as the process lives")
+        # A shard that is there already: a local hit; one that has to come is none.
+        key = next(s["key"] for s in halfway.get(f"datasets/{DATASET}/shards?order=key&limit=1000&state=ready")["items"])
+        there = ask(connection, op="path", dataset=DATASET, key=key)
+        assert there["ok"], there
+        absent = ask(connection, op="fetch", dataset=DATASET, key=sorted(keys_missing(halfway))[-1], timeout_ms=1)
+        assert absent["code"] == 4, absent
+    expect(page.locator("#facts")).to_contain_text(f"{size(SHARD_BYTES)} of shards that readers wanted")
+    expect(keepers).not_to_contain_text("lease, as long")
+    halfway.cli("unpin", DATASET, "--nodes", "node1")
+    expect(keepers).not_to_contain_text("pin, until")
+    page.goto(halfway.url + "#/")
+    expect(page.locator("#glance")).to_contain_text(f"{size(SHARD_BYTES)} in all")
+
+
+def keys_missing(cluster):
+    found = cluster.get(f"datasets/{DATASET}/shards?order=key&limit=1000")["items"]
+    return [s["key"] for s in found if s["copies"] == 0]
+
+
+def test_a_node_says_who_feeds_it_by_which_carrier(halfway, open_page):
+    halfway_node = next(n["node"] for n in halfway.status()["nodes"] if n["received_bytes"]["tcp"])
+    page = open_page(halfway, f"#/nodes/{halfway_node}")
+    expect(page.locator("#carriers")).to_contain_text("tcp")
+    expect(page.locator("#carriers")).to_contain_text("No rails")
+
+    def counted():
+        links = halfway.get(f"nodes/{halfway_node}")["links_in"]
+        received = next(n for n in halfway.status()["nodes"] if n["node"] == halfway_node)["received_bytes"]["tcp"]
+        return links if sum(link["tcp_bytes"] for link in links) == received else None
+
+    for link in until("all bytes are counted at their peers", counted):
+        if link["peer"] == "origin":
+            continue
+        row = page.locator("#links-in tbody tr", has_text=link["peer"])
+        expect(row.locator('[data-head="By TCP"]')).to_have_text(size(link["tcp_bytes"]))
+        # The other end says the same.
+        out = halfway.get(f"nodes/{link['peer']}")["links_out"]
+        assert next(o for o in out if o["peer"] == halfway_node)["tcp_bytes"] == link["tcp_bytes"]
+
+
+def test_by_keyboard_alone(halfway, open_page):
+    page = open_page(halfway, "#/")
+    shown(page)
+    page.keyboard.press("Tab")
+    expect(page.get_by_text("Skip to the content")).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(page.locator("main")).to_be_focused()
+    for _ in range(40):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.textContent") == DATASET:
+            break
+    page.keyboard.press("Enter")
+    expect(page.locator("h1")).to_have_text(DATASET)
 
 
 def test_the_description_names_every_path_that_the_page_uses(halfway, open_page):
@@ -242,6 +392,8 @@ def test_a_restart_of_the_coordinator_is_said_and_survived(halfway, open_page):
     halfway.coordinator.kill()
     expect(page.locator("#live")).to_have_attribute("data-state", "gone")
     expect(page.locator("#gone")).to_contain_text("does not answer")
+    expect(page.locator("#live")).to_contain_text(re.compile("data [0-9]+ s old"))
+    expect(page.locator("#age")).to_contain_text(re.compile("as of [0-9:]+"))
     # What was there stays, marked as old.
     expect(page.locator("#list tbody")).to_contain_text(f"of {DATASET} on 3 nodes")
     halfway.coordinator.start()

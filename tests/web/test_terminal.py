@@ -67,7 +67,7 @@ def test_overview_dataset_node_and_out_again(cluster):
     terminal.press("\r")
     terminal.until("Map: one cell is", "██████████", "node2", "ready 20")
     terminal.press("\r")
-    terminal.until("Datasets here", "disk")
+    terminal.until("Datasets here", "disk", "carriers tcp")
     terminal.press("\x1b")
     terminal.until("Map: one cell is")
     terminal.press("n")

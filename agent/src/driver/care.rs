@@ -35,6 +35,7 @@ impl Driver {
             return;
         }
         let c = &self.parts.counters;
+        let errors = c.last_errors();
         let fallbacks = c.fallbacks().into_iter();
         let fallbacks = fallbacks.map(|((from, to, reason), count)| v1::Fallback { from, to, reason, count }).collect();
         let heartbeat = v1::Heartbeat {
@@ -52,9 +53,12 @@ impl Driver {
             fallbacks,
             checksum_failures: c.checksum_failures(),
             sequence: 0,
-            last_errors: c.last_errors(),
+            last_error_counts: errors.iter().map(|(_, count)| *count).collect(),
+            last_errors: errors.into_iter().map(|(text, _)| text).collect(),
+            local_hit_bytes: c.local_hits.get(),
         };
         self.send(Body::Heartbeat(heartbeat));
+        self.tell_details();
     }
 
     pub(super) fn apply_ask(&mut self, ask: Ask) {
@@ -113,7 +117,7 @@ impl Driver {
 
     pub(super) fn set_pin(&mut self, dataset: DatasetId, pinned: bool) {
         let Some(digest) = self.open(dataset).map(|o| o.digest) else { return };
-        if let Err(error) = self.parts.store.set_pin(&digest, pinned) {
+        if let Err(error) = self.parts.store.set_pin(&digest, pinned, "") {
             tracing::error!(%dataset, %error, "cannot keep the pin on disk");
             self.parts.counters.error(error.to_string());
         }

@@ -16,6 +16,8 @@ use crate::storage::Keeper;
 pub(crate) struct ReaderMove {
     pub digest: Digest,
     pub reader: u64,
+    /// The process, in words.
+    pub by: String,
     /// What it announced before is void.
     pub restart: bool,
     pub upcoming: Vec<ShardNo>,
@@ -28,21 +30,34 @@ pub(super) struct Reader {
     /// As announced; those not in `left` any more it has read.
     order: Vec<ShardNo>,
     left: RunSet,
+    /// Of those in `left`, there already when they were announced.
+    there: RunSet,
+    pub(super) by: String,
 }
 
 impl Driver {
     pub(super) fn reader_moved(&mut self, moved: ReaderMove) {
+        let local = self.by_digest.get(&moved.digest).and_then(|&d| self.open(d)).map(|o| o.local.clone());
         let reader = self.readers.entry((moved.digest, moved.reader)).or_default();
         if moved.restart {
-            *reader = Reader::default();
+            *reader = Reader { by: moved.by.clone(), ..Reader::default() };
         }
         for &shard in &moved.upcoming {
             if !reader.left.contains(shard) {
                 reader.left.insert(shard);
                 reader.order.push(shard);
+                if local.as_ref().is_some_and(|l| l.progress.borrow().sealed.contains(shard)) {
+                    reader.there.insert(shard);
+                }
             }
         }
+        if let Some(local) = &local {
+            let layout = local.manifest.layout();
+            let hits = moved.finished.iter().filter(|&s| reader.there.contains(s));
+            self.parts.counters.local_hits.add(hits.map(|s| layout.shard_len(s)).sum());
+        }
         reader.left.remove_all(&moved.finished);
+        reader.there.remove_all(&moved.finished);
         let left = &reader.left;
         if reader.order.len() as u64 > 2 * left.len() + 16 {
             reader.order.retain(|&shard| left.contains(shard));
@@ -64,6 +79,7 @@ impl Driver {
             .map(|(&(digest, reader), state)| ReaderMove {
                 digest,
                 reader,
+                by: state.by.clone(),
                 restart: true,
                 upcoming: state.order.iter().copied().filter(|&s| state.left.contains(s)).collect(),
                 finished: RunSet::new(),

@@ -32,17 +32,24 @@ pub(super) async fn fetch(
     };
     let timeout = timeout_ms.map_or(FETCH_TIMEOUT, Duration::from_millis).min(FETCH_TIMEOUT_MAX);
     let until = Instant::now() + timeout;
+    let mut asked = false;
     loop {
         let here = api.local.find(&selector);
         if let Some(version) = &here {
             match path(version, Some(key)) {
                 Err(not_yet) if not_yet.code == 4 => {}
-                answer => return Ok(answer),
+                answer => {
+                    if !asked {
+                        api.found_in_place(version, Some(key), &answer);
+                    }
+                    return Ok(answer);
+                }
             }
             // A name alone means one version from here on, whatever is opened meanwhile.
             let name = version.manifest.name().clone();
             selector = DatasetSelector { name: name.name, version: Some(name.version) };
         }
+        asked = true;
         let why = match tokio::time::timeout_at(until, want(api, &selector, key)).await {
             Ok(Ok(name)) => {
                 selector = name.parse().unwrap_or(selector);

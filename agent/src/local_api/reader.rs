@@ -61,7 +61,7 @@ impl Drop for Readers {
 }
 
 /// Takes an announcement.
-pub(super) async fn announce(api: &LocalApi, said: Announcement, readers: &mut Readers) -> Answer {
+pub(super) async fn announce(api: &LocalApi, said: Announcement, by: &str, readers: &mut Readers) -> Answer {
     let version = api.find(&said.dataset).await?;
     let digest = version.manifest.digest();
     let name = version.manifest.name().to_string();
@@ -74,7 +74,7 @@ pub(super) async fn announce(api: &LocalApi, said: Announcement, readers: &mut R
     let finished: RunSet = shards(&version, &said.finished)?.into_iter().collect();
     let reader = *readers.known.entry(key).or_insert_with(|| NEXT.fetch_add(1, Ordering::Relaxed));
     let announced = upcoming.len();
-    let moved = ReaderMove { digest, reader, restart, upcoming, finished };
+    let moved = ReaderMove { digest, reader, by: by.to_owned(), restart, upcoming, finished };
     let sent = api.inputs.send(Input::Ask(Ask::Reader(moved))).await;
     sent.map_err(|_| refusal(6, "the agent is stopping"))?;
     Ok(json!({"dataset": name, "announced": announced}))

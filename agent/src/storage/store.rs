@@ -17,7 +17,7 @@ use super::dir::Dir;
 use super::error::{DatasetError, DiscardError, EvictError, OpenError, ReadError, WriteError};
 use super::io::{Engine, FileHandle, Purpose, run_blocking};
 use super::journal::Entry;
-use super::pins::{Keeper, Lease, Pins};
+use super::pins::{Holder, Keeper, Lease, Pins};
 use super::prepare::{Prepared, TRASH_PREFIX, prepare};
 use super::quota::{NoSpace, Quota, Usage};
 use super::restart;
@@ -212,17 +212,22 @@ impl Store {
         self.quota().usage(|digest| self.pins.keeper(digest) != Keeper::Nobody)
     }
 
-    /// Pins or unpins a version; lasting when this returns. Blocks shortly.
+    /// Pins or unpins a version, for `by`; lasting when this returns. Blocks shortly.
     ///
     /// # Errors
     /// Those of the system.
-    pub fn set_pin(&self, digest: &Digest, pinned: bool) -> io::Result<()> {
-        self.pins.set(digest, pinned)
+    pub fn set_pin(&self, digest: &Digest, pinned: bool, by: &str) -> io::Result<()> {
+        self.pins.set(digest, pinned, by)
     }
 
     /// Keeps a version from being evicted until the lease is dropped.
-    pub fn lease(&self, digest: &Digest) -> Lease {
-        self.pins.lease(digest)
+    pub fn lease(&self, digest: &Digest, by: &str) -> Lease {
+        self.pins.lease(digest, by)
+    }
+
+    /// Everyone who pins or leases something here.
+    pub fn holders(&self) -> Vec<Holder> {
+        self.pins.holders()
     }
 
     /// Who keeps a version here.

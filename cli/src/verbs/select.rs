@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use crate::args::SelectArgs;
 use crate::client::Session;
+use crate::config::host_name;
 use crate::failure::{Code, Failure, Result};
 use crate::output::{self, Progress};
 use crate::verbs::dataset::check_selector;
@@ -18,7 +19,7 @@ pub async fn pin(args: SelectArgs, pinned: bool) -> Result<()> {
     let nodes = node_names(&session, &args.nodes).await;
     let reply = session
         .call(&args.dataset, |mut client| {
-            let request = PinRequest { dataset: args.dataset.clone(), nodes: nodes.clone(), pinned };
+            let request = PinRequest { dataset: args.dataset.clone(), nodes: nodes.clone(), pinned, by: who() };
             async move { client.pin(request).await }
         })
         .await?;
@@ -28,6 +29,13 @@ pub async fn pin(args: SelectArgs, pinned: bool) -> Result<()> {
     let done = if pinned { "pinned" } else { "unpinned" };
     output::note(&format!("{done} {} on {}", reply.dataset, output::nodes(reply.nodes.len())));
     Ok(())
+}
+
+/// Who runs this, for those who find the pin later.
+fn who() -> String {
+    let user = std::env::var("USER").or_else(|_| std::env::var("LOGNAME"));
+    let user = user.unwrap_or_else(|_| format!("user {}", rustix::process::getuid().as_raw()));
+    format!("{user}@{}", host_name())
 }
 
 /// Evicts. Exit 8 when some node refused (pinned or in use).

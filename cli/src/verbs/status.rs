@@ -23,6 +23,9 @@ pub async fn run(args: StatusArgs) -> Result<()> {
         check_selector(dataset)?;
     }
     let session = Session::new(&args.client)?;
+    if let Some(path) = &args.view {
+        return any(&session, path, args.watch).await;
+    }
     let terminal = std::io::stdout().is_terminal() && std::io::stdin().is_terminal();
     if args.watch && !session.json && terminal {
         let view = match (args.node, args.dataset) {
@@ -45,6 +48,22 @@ pub async fn run(args: StatusArgs) -> Result<()> {
         if !args.watch {
             return Ok(());
         }
+        tokio::time::sleep(WATCH_EVERY).await;
+    }
+}
+
+/// Any document of the API, once or again and again.
+async fn any(session: &Session, path: &str, again: bool) -> Result<()> {
+    loop {
+        let document = watch::view(session, path).await?;
+        if let Some(error) = document.get("error").and_then(Value::as_str) {
+            let code = document.get("code").and_then(Value::as_u64).map_or(Code::Other, Code::from_number);
+            return Err(Failure::new(code, path, error).next(text(&document, "/next")));
+        }
+        if !again {
+            return output::json(&document);
+        }
+        output::json_line(&document)?;
         tokio::time::sleep(WATCH_EVERY).await;
     }
 }

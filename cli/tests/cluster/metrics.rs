@@ -131,6 +131,8 @@ fn shrink(cluster: &mut Cluster) {
     for key in &keys {
         let got = agent.ask(json!({"op": "fetch", "dataset": DATASET, "key": key, "timeout_ms": 90_000}));
         assert_eq!(got["ok"], true, "{got}");
+        // Asked again, it is found in place.
+        assert_eq!(agent.ask(json!({"op": "path", "dataset": DATASET, "key": key}))["ok"], true);
         agent.ask(json!({"op": "reader", "dataset": DATASET, "reader": "r", "finished": [key]}));
     }
 }

@@ -97,8 +97,9 @@ impl State {
         let mut out = Chosen { dataset, name, asked: Vec::new(), refused: Vec::new() };
         for node in nodes {
             let node_name = self.nodes.name(node);
-            if version.pins.contains(node_name) {
-                out.refused.push(format!("{node_name}: {} is pinned there", out.name));
+            if let Some(by) = version.pins.get(node_name) {
+                let by = if by.is_empty() { String::new() } else { format!(" by {by}") };
+                out.refused.push(format!("{node_name}: {} is pinned there{by}", out.name));
             } else if let Some(job) = self.jobs.holder(dataset, node) {
                 out.refused.push(format!("{node_name}: {job} has {} there", out.name));
             } else if self.nodes.get(node).is_some_and(|n| n.session.is_none()) {

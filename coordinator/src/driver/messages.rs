@@ -15,6 +15,7 @@ use millstream_types::{AssignmentId, Crc64, DatasetId, Manifest, NodeId, Time};
 
 use super::State;
 use crate::failure::ExitCode;
+use crate::nodes::details::Details;
 use crate::nodes::short;
 use crate::observe::events::{Kind, Severity, Telling};
 
@@ -61,7 +62,15 @@ impl State {
                 }
                 Event::AssignmentDone { node, assignment, bytes: done.bytes, elapsed_us: done.elapsed_us, source }
             }
-            Body::Failed(failed) => self.assignment_failed(node, failed)?,
+            Body::Failed(failed) => {
+                let event = self.assignment_failed(node, failed)?;
+                if let Event::AssignmentFailed { assignment, ref failure, .. } = event
+                    && let Some(dataset) = self.core.assigned_dataset(assignment, node)
+                {
+                    self.wrong_bytes(node, dataset, failure, "not taken; the coordinator has it fetched again");
+                }
+                event
+            }
             Body::Checksums(checksums) => self.pieces_read(node, &checksums)?,
             Body::Sealed(sealed) => {
                 let (dataset, manifest) = self.version(sealed.dataset)?;
@@ -77,22 +86,20 @@ impl State {
                 let reason = short(&lost.reason);
                 self.tell_shard(Kind::Lost, node, dataset, shard, &format!("lost: {reason}"));
                 self.observed.lost(dataset, node, shard);
+                self.on_disk(node, dataset, shard, &reason);
                 Event::ShardLost { node, dataset, shard, reason }
             }
             Body::Problem(problem) => {
                 let (dataset, shard) = self.shard(problem.dataset, problem.shard)?;
-                Event::ShardMismatch {
-                    node,
-                    dataset,
-                    shard,
-                    expected: short(&problem.expected),
-                    actual: short(&problem.actual),
-                }
+                let (expected, actual) = (short(&problem.expected), short(&problem.actual));
+                self.not_whole(node, dataset, shard, [&expected, &actual]);
+                Event::ShardMismatch { node, dataset, shard, expected, actual }
             }
             Body::Storage(storage) => self.storage_refused(node, storage)?,
             Body::SourceFailed(failed) => {
                 let (dataset, _) = self.version(failed.dataset)?;
                 let failure = self.failure(failed.failure.as_ref())?;
+                self.wrong_bytes(node, dataset, &failure, "not taken; read from another source at once");
                 Event::SourceFailed { node, dataset, failure }
             }
             Body::Verified(report) => {
@@ -122,6 +129,13 @@ impl State {
             }
             Body::Leaving(_) => {
                 self.leaving(now, node);
+                return Ok(());
+            }
+            Body::Details(details) => {
+                let details = Details::parse(details)?;
+                if let Some(known) = self.nodes.get_mut(node) {
+                    known.details = details;
+                }
                 return Ok(());
             }
             Body::Hello(_) => return refuse("hello", "a second greeting"),

@@ -1,16 +1,17 @@
 //! Once a second: rates, alarms, and news that are told together. See [`crate::observe`].
 
-use millstream_coordinator_core::event::Event;
+use millstream_coordinator_core::event::{Event, Failure, FailureKind, Source};
 use millstream_coordinator_core::view::ReplicaState;
-use millstream_types::{DatasetId, NodeId, RunSet, StageId, Time};
+use millstream_types::{Crc64, DatasetId, NodeId, RunSet, StageId, Time};
 
 use super::State;
-use super::state::unix_s;
+use super::state::{unix_ms, unix_s};
 use crate::failure::named;
 use crate::nodes::{FallbackKey, Moved, Node};
 use crate::observe::Pace;
 use crate::observe::alarms::{self, Facts, FallbackFacts, NodeFacts, StageFacts};
 use crate::observe::events::{Kind, Severity, Telling};
+use crate::observe::troubles::Trouble;
 
 impl State {
     /// Looks, when it is time.
@@ -104,7 +105,7 @@ impl State {
             fallbacks: fallbacks.collect(),
             checksum_failures: report.moved().checksum_failures,
             checksum_recent: report.checksum_failed_at.as_ref().is_some_and(recent),
-            last_error: report.last_errors.last().cloned().unwrap_or_default(),
+            last_error: report.last_errors.last().map(|(text, _)| text.clone()).unwrap_or_default(),
         }
     }
 
@@ -118,6 +119,62 @@ impl State {
         self.core.handle_event(now, Event::ShardsSealed { node, dataset, shards });
         if !before && ready(self) {
             self.observed.sealed.entry(dataset).or_default().push(node);
+        }
+    }
+
+    /// Bytes did not match: remembered with what was done about it. Other failures are no trouble of a shard.
+    pub(super) fn wrong_bytes(&mut self, node: NodeId, dataset: DatasetId, failure: &Failure, done: &'static str) {
+        let layout = self.datasets.get(dataset).map(|d| d.manifest.layout());
+        let place = failure.piece.and_then(|piece| layout?.get(piece));
+        let (FailureKind::Checksum, Some(place)) = (failure.kind, place) else { return };
+        let words = |crc: Option<Crc64>| crc.map(|c| c.to_string()).unwrap_or_default();
+        let trouble = Trouble {
+            piece: failure.piece,
+            expected: words(failure.expected),
+            actual: words(failure.actual),
+            source: Some(failure.source),
+            detail: failure.detail.clone(),
+            done,
+            ..self.trouble(node, dataset, place.shard)
+        };
+        self.observed.troubles.push(trouble);
+    }
+
+    /// All pieces of a shard matched, and the whole is not what the origin says.
+    pub(super) fn not_whole(&mut self, node: NodeId, dataset: DatasetId, shard: u32, [expected, actual]: [&str; 2]) {
+        let trouble = Trouble {
+            expected: expected.to_owned(),
+            actual: actual.to_owned(),
+            source: Some(Source::Origin),
+            detail: "the whole shard is not what the origin says".into(),
+            done: "thrown away on every node and read again by other nodes",
+            ..self.trouble(node, dataset, shard)
+        };
+        self.observed.troubles.push(trouble);
+    }
+
+    /// A shard that was visible turned out bad on the node's disk.
+    pub(super) fn on_disk(&mut self, node: NodeId, dataset: DatasetId, shard: u32, reason: &str) {
+        let trouble = Trouble {
+            detail: reason.to_owned(),
+            done: "taken out of sight on that node and fetched again",
+            ..self.trouble(node, dataset, shard)
+        };
+        self.observed.troubles.push(trouble);
+    }
+
+    fn trouble(&self, node: NodeId, dataset: DatasetId, shard: u32) -> Trouble {
+        Trouble {
+            at_unix_ms: unix_ms(),
+            dataset,
+            node,
+            shard,
+            piece: None,
+            expected: String::new(),
+            actual: String::new(),
+            source: None,
+            detail: String::new(),
+            done: "",
         }
     }
 

@@ -132,7 +132,7 @@ impl State {
             name: version.record.name.to_string(),
             wanted: wanted_bytes.is_some_and(|bytes| bytes > 0),
             wanted_bytes: wanted_bytes.unwrap_or(0),
-            pinned: version.pins.contains(&known.name),
+            pinned: version.pins.contains_key(&known.name),
         };
         self.send(node, Order::Attach(attach));
     }

@@ -186,7 +186,7 @@ impl State {
             return Ok(());
         };
         let name = &dataset.record.name;
-        let nodes: Vec<_> = dataset.pins.iter().cloned().collect();
+        let nodes: Vec<_> = dataset.pins.keys().cloned().collect();
         Err(RequestError::Conflict {
             reason: format!("{name} is pinned on {}, so it cannot be {what}", named(&nodes)),
             next: format!("unpin it first: millstream unpin {name}"),

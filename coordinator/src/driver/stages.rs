@@ -11,6 +11,7 @@ use super::requests::{Answer, Asked};
 use super::state::{Stage, unix_s};
 use crate::failure::{RequestError, named};
 use crate::limits::{PRIORITY_MAX, STAGES_MAX};
+use crate::nodes::short;
 use crate::observe::events::{Kind, Severity, Telling};
 use crate::store::{Change, StageRecord, placed};
 
@@ -197,28 +198,30 @@ impl State {
         // Unpinning everywhere reaches nodes that are away, too.
         let everywhere = !pinned && matches!(request.nodes.trim(), "" | "all");
         let nodes = if everywhere {
-            version.pins.iter().filter_map(|n| self.nodes.find(n)).map(|n| n.id).collect()
+            version.pins.keys().filter_map(|n| self.nodes.find(n)).map(|n| n.id).collect()
         } else {
             self.select_nodes(&request.nodes)?
         };
         let names = self.names(&nodes);
+        let by = short(&request.by);
         let mut changes = Vec::new();
         for (&node, name) in nodes.iter().zip(&names) {
             if let Some(version) = self.datasets.get_mut(dataset) {
                 if pinned {
-                    version.pins.insert(name.clone());
+                    version.pins.insert(name.clone(), by.clone());
                 } else {
                     version.pins.remove(name);
                 }
             }
-            changes.push(Change::Pin { digest, node: name.clone(), pinned });
+            changes.push(Change::Pin { digest, node: name.clone(), pinned, by: by.clone() });
             // The attachment carries the pin; what is attached already is told so.
             self.attach(node, dataset, None);
             let dataset = dataset.0;
             self.send(node, Order::Pin(v1::SetPin { dataset, pinned }));
         }
         let (kind, what) = if pinned { (Kind::Pinned, "pinned") } else { (Kind::Unpinned, "unpinned") };
-        let what = format!("{what} {name} on {}", named(&names));
+        let whose = if by.is_empty() { String::new() } else { format!(" by {by}") };
+        let what = format!("{what} {name} on {}{whose}", named(&names));
         changes.push(Change::Audit(self.told(Telling::new(kind, Severity::Info, what).dataset(&name))));
         Ok(Answer { reply: v1::PinReply { dataset: name, nodes: names }, durable: Some(self.store.commit(changes)) })
     }
@@ -233,7 +236,7 @@ pub(super) fn parse_placement(text: &str, nodes: usize) -> Asked<Placement> {
     }
     let replicas = text.strip_prefix("spread=").and_then(|r| r.parse::<u32>().ok());
     match replicas {
-        Some(0) | None => Err(usage(format!("{:?} is not replicate, spread=R or window", crate::nodes::short(text)))),
+        Some(0) | None => Err(usage(format!("{:?} is not replicate, spread=R or window", short(text)))),
         Some(r) if r as usize > nodes => Err(usage(format!("spread={r} needs {r} nodes, and {nodes} are chosen"))),
         Some(r) => Ok(Placement::Spread(r)),
     }

@@ -25,7 +25,10 @@ use crate::views::datasets::{DatasetItem, ReplicaItem, TransferItem};
 use crate::views::jobs::Job;
 use crate::views::nodes::NodeDetail;
 use crate::views::overview::{EventFilter, Overview, Throughput};
-use crate::views::picture::{DatasetDetail, Map, MapQuery, Pictures, ShardItem, ShardOrder};
+use crate::views::picture::Pictures;
+use crate::views::picture::detail::DatasetDetail;
+use crate::views::picture::map::{Map, MapQuery};
+use crate::views::picture::shards::{ShardItem, ShardOrder};
 use crate::views::{Page, Paging, short_enough};
 
 /// Lines of the audit log that one request returns.

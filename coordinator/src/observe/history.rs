@@ -1,4 +1,4 @@
-//! Throughput of the last minutes, by where the bytes came from.
+//! Throughput of the last minutes, by where the bytes came from; what readers found in place is one of these.
 
 use std::collections::BTreeMap;
 
@@ -7,12 +7,14 @@ use millstream_types::Time;
 use crate::limits::HISTORY_SECONDS;
 use crate::nodes::Moved;
 
-/// Bytes per second that all nodes together received.
+/// Bytes per second of all nodes together.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct Sample {
     pub(crate) origin: f64,
     pub(crate) rdma: f64,
     pub(crate) tcp: f64,
+    /// Of shards that readers found in place: nothing had to come.
+    pub(crate) local: f64,
 }
 
 /// Samples by second since 1970.
@@ -36,6 +38,7 @@ impl History {
             origin: rate(moved.received_origin, before.received_origin),
             rdma: rate(moved.received_rdma, before.received_rdma),
             tcp: rate(moved.received_tcp, before.received_tcp),
+            local: rate(moved.local_hits, before.local_hits),
         };
         self.samples.insert(unix_s, sample);
         self.samples.retain(|&at, _| at > unix_s - HISTORY_SECONDS && at <= unix_s);
@@ -50,7 +53,7 @@ impl History {
     pub(crate) fn recent(&self) -> Sample {
         let newest: Vec<&Sample> = self.samples.values().rev().take(10).collect();
         let mean = |of: fn(&Sample) -> f64| newest.iter().map(|s| of(s)).sum::<f64>() / newest.len().max(1) as f64;
-        Sample { origin: mean(|s| s.origin), rdma: mean(|s| s.rdma), tcp: mean(|s| s.tcp) }
+        Sample { origin: mean(|s| s.origin), rdma: mean(|s| s.rdma), tcp: mean(|s| s.tcp), local: mean(|s| s.local) }
     }
 }
 
@@ -68,7 +71,7 @@ mod tests {
         history.take(Time(0), 100, moved(50, 0));
         assert!(history.samples().is_empty(), "one reading is no rate");
         history.take(Time(2_000_000), 102, moved(70, 8));
-        assert_eq!(history.samples()[&102], Sample { origin: 10.0, rdma: 0.0, tcp: 4.0 });
+        assert_eq!(history.samples()[&102], Sample { origin: 10.0, tcp: 4.0, ..Sample::default() });
         // A counter that went back (a node was forgotten) is no negative rate.
         history.take(Time(3_000_000), 103, moved(0, 8));
         assert_eq!(history.samples()[&103], Sample::default());

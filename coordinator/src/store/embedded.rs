@@ -29,6 +29,8 @@ const CHECKSUMS: TableDefinition<'_, (Bytes, u32), Bytes> = TableDefinition::new
 const STAGES: TableDefinition<'_, u64, Bytes> = TableDefinition::new("stages");
 const JOBS: TableDefinition<'_, &str, Bytes> = TableDefinition::new("jobs");
 const PINS: TableDefinition<'_, (Bytes, &str), ()> = TableDefinition::new("pins");
+/// Those of whom it is known.
+const PINNED_BY: TableDefinition<'_, (Bytes, &str), &str> = TableDefinition::new("pinned-by");
 const REMOVED: TableDefinition<'_, Bytes, &str> = TableDefinition::new("removed");
 const AUDIT: TableDefinition<'_, u64, &str> = TableDefinition::new("audit");
 
@@ -81,6 +83,7 @@ impl EmbeddedStore {
             tx.open_table(STAGES)?;
             tx.open_table(JOBS)?;
             tx.open_table(PINS)?;
+            tx.open_table(PINNED_BY)?;
             tx.open_table(REMOVED)?;
             tx.open_table(AUDIT)?;
             Ok(found)
@@ -170,6 +173,7 @@ fn apply(tx: &WriteTransaction, change: &Change) -> Result<(), redb::Error> {
             tx.open_table(MANIFESTS)?.remove(&digest.0[..])?;
             tx.open_table(CHECKSUMS)?.retain_in((&digest.0[..], 0)..=(&digest.0[..], u32::MAX), |_, _| false)?;
             tx.open_table(PINS)?.retain(|(d, _), ()| d != &digest.0[..])?;
+            tx.open_table(PINNED_BY)?.retain(|(d, _), _| d != &digest.0[..])?;
             tx.open_table(REMOVED)?.insert(&digest.0[..], name.to_string().as_str())?;
         }
         Change::Checksums { digest, row, change } => {
@@ -196,13 +200,15 @@ fn apply(tx: &WriteTransaction, change: &Change) -> Result<(), redb::Error> {
         Change::RemoveJob(job) => {
             tx.open_table(JOBS)?.remove(job.as_str())?;
         }
-        Change::Pin { digest, node, pinned } => {
-            let mut table = tx.open_table(PINS)?;
+        Change::Pin { digest, node, pinned, by } => {
+            let (mut pins, mut owners) = (tx.open_table(PINS)?, tx.open_table(PINNED_BY)?);
             let key = (&digest.0[..], node.as_str());
             if *pinned {
-                table.insert(key, ())?;
+                pins.insert(key, ())?;
+                owners.insert(key, by.as_str())?;
             } else {
-                table.remove(key)?;
+                pins.remove(key)?;
+                owners.remove(key)?;
             }
         }
         Change::Audit(line) => {
@@ -219,7 +225,8 @@ fn apply(tx: &WriteTransaction, change: &Change) -> Result<(), redb::Error> {
 
 impl CatalogStore for EmbeddedStore {
     fn load(&self) -> Result<Loaded, StoreError> {
-        type Raw = (Vec<(Vec<u8>, Vec<u8>)>, Vec<Vec<u8>>, Vec<(Vec<u8>, String)>, Vec<(Vec<u8>, String)>);
+        type Named = Vec<(Vec<u8>, String)>;
+        type Raw = (Vec<(Vec<u8>, Vec<u8>)>, Vec<Vec<u8>>, Vec<(Vec<u8>, String, String)>, Named);
         let (versions, stages, pins, removed): Raw = self.read(|tx| {
             let mut versions = Vec::new();
             for row in tx.open_table(VERSIONS)?.iter()? {
@@ -231,13 +238,12 @@ impl CatalogStore for EmbeddedStore {
                 stages.push(row?.1.value().to_vec());
             }
             let mut pins = Vec::new();
+            let owners = tx.open_table(PINNED_BY)?;
             for row in tx.open_table(PINS)?.iter()? {
-                let (digest, node) = {
-                    let (k, _) = row?;
-                    let (digest, node) = k.value();
-                    (digest.to_vec(), node.to_owned())
-                };
-                pins.push((digest, node));
+                let (key, _) = row?;
+                let (digest, node) = key.value();
+                let by = owners.get(key.value())?.map(|by| by.value().to_owned());
+                pins.push((digest.to_vec(), node.to_owned(), by.unwrap_or_default()));
             }
             let mut removed = Vec::new();
             for row in tx.open_table(REMOVED)?.iter()? {
@@ -255,8 +261,8 @@ impl CatalogStore for EmbeddedStore {
         for stage in stages {
             loaded.stages.push(self.json::<StageRecord>("a stage", &stage)?);
         }
-        for (digest, node) in pins {
-            loaded.pins.push((self.digest(&digest)?, node));
+        for (digest, node, by) in pins {
+            loaded.pins.push((self.digest(&digest)?, node, by));
         }
         for (digest, name) in removed {
             let name = name.parse().map_err(|e| self.damaged(format!("a removed version: {e}")))?;

@@ -12,6 +12,7 @@ use utoipa::ToSchema;
 use super::{Page, Paging, Verdict, natural, percent};
 use crate::datasets::Dataset;
 use crate::driver::State;
+use crate::observe::troubles::Trouble;
 
 /// Nodes named in the verdict of a list's item.
 const NAMED_IN_LIST: usize = 3;
@@ -105,6 +106,27 @@ pub(crate) struct FailureItem {
     code: u32,
 }
 
+/// Wrong bytes that nobody saw: noticed, thrown away, fetched again.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub(crate) struct MendedItem {
+    /// When, in milliseconds since 1970 (UTC).
+    at_unix_ms: i64,
+    /// Who noticed.
+    node: String,
+    key: String,
+    /// The piece, where one is to blame.
+    piece: Option<u32>,
+    /// Checksums, where it is about them; empty otherwise.
+    expected: String,
+    actual: String,
+    /// `origin`, a node, or `disk`: that node's own.
+    source: String,
+    /// What happened.
+    detail: String,
+    /// What was done about it.
+    done: &'static str,
+}
+
 impl State {
     /// Versions: those that are not where they shall be first, then the newest.
     pub(crate) fn dataset_list(&self, now: Time, paging: &Paging) -> Page<DatasetItem> {
@@ -129,7 +151,7 @@ impl State {
             origin_verified: info.origin_verified,
             indexed: info.indexed,
             created_unix_s: info.created_unix_s,
-            pinned_on: dataset.pins.iter().cloned().collect(),
+            pinned_on: dataset.pins.keys().cloned().collect(),
             shards_failed: self.core.failures(dataset.id).len() as u32,
             verdict,
         }
@@ -157,7 +179,7 @@ impl State {
             bytes_wanted: r.bytes_wanted,
             percent: percent(r.bytes_ready, r.bytes_wanted),
             in_bytes_per_s: self.nodes.get(r.node).map_or(0, |n| n.report.in_bytes_per_s),
-            pinned: dataset.pins.contains(self.nodes.name(r.node)),
+            pinned: dataset.pins.contains_key(self.nodes.name(r.node)),
         })
     }
 
@@ -201,10 +223,30 @@ impl State {
     }
 }
 
+impl State {
+    pub(super) fn mended_item(&self, trouble: &Trouble) -> MendedItem {
+        MendedItem {
+            at_unix_ms: trouble.at_unix_ms,
+            node: self.nodes.name(trouble.node).to_owned(),
+            key: self.shard_key(trouble.dataset, trouble.shard),
+            piece: trouble.piece,
+            expected: trouble.expected.clone(),
+            actual: trouble.actual.clone(),
+            source: trouble.source.map_or_else(|| "disk".into(), |source| self.source_name(source)),
+            detail: trouble.detail.clone(),
+            done: trouble.done,
+        }
+    }
+}
+
 impl TransferItem {
     pub(super) fn with_percent(mut self, percent: u64) -> TransferItem {
         self.shard_percent = Some(percent);
         self
+    }
+
+    pub(super) fn kind(&self) -> &'static str {
+        self.r#type
     }
 
     pub(super) fn is_from_origin(&self) -> bool {

@@ -8,8 +8,10 @@ use utoipa::ToSchema;
 
 use super::datasets::TransferItem;
 use super::{Page, Paging, natural};
+use crate::datasets::Dataset;
 use crate::driver::State;
 use crate::nodes::Node;
+use crate::nodes::details::Rail;
 use crate::observe::alarms::Alarm;
 use crate::status::NodeStatus;
 
@@ -34,6 +36,47 @@ pub(crate) struct NodeDetail {
     transfers: Vec<TransferItem>,
     /// Versions of which it has or shall have something.
     datasets: Vec<NodeDataset>,
+    /// How many there are of what is listed here: lists end after 100.
+    totals: NodeTotals,
+    /// Who keeps versions there.
+    keepers: Vec<KeeperItem>,
+    /// RDMA devices that it uses.
+    rails: Vec<Rail>,
+    /// Why it has none, where it wants one; may be empty.
+    rdma_reason: String,
+    /// Its last errors, the latest first.
+    errors: Vec<ErrorItem>,
+}
+
+/// How many there are in all.
+#[derive(Clone, Copy, Debug, Serialize, ToSchema)]
+pub(crate) struct NodeTotals {
+    links_in: u32,
+    links_out: u32,
+    transfers: u32,
+    datasets: u32,
+    keepers: u32,
+}
+
+/// Somebody because of whom a version stays on the node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+pub(crate) struct KeeperItem {
+    /// `name@version`.
+    dataset: String,
+    /// `pin` (until `millstream unpin`), `lease` (as long as a process lives), `reader` (as long as a loader reads) or
+    /// `job` (as long as a job of a batch scheduler runs).
+    kind: &'static str,
+    /// Who, in words; empty when they did not say.
+    by: String,
+    count: u32,
+}
+
+/// An error that the agent met.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub(crate) struct ErrorItem {
+    text: String,
+    /// How often, since the agent began or it was last forgotten.
+    count: u64,
 }
 
 /// A measure of a node beside the median of all.
@@ -58,6 +101,9 @@ pub(crate) struct Link {
     bytes_per_s: u64,
     /// Orders that use it now.
     transfers: u32,
+    /// Bytes since the receiving agent began, by carrier, as that agent counts; of its largest peers only.
+    rdma_bytes: u64,
+    tcp_bytes: u64,
 }
 
 /// A version on the node.
@@ -89,51 +135,112 @@ impl State {
 
     pub(crate) fn node_detail(&self, now: Time, node: &Node) -> NodeDetail {
         let transfers = self.core.node_transfers(node.id, now);
-        let links_in = self.links_in(now, node.id, &transfers);
-        let links_out = self.links_out(now, node.id, &transfers);
-        let items = transfers.iter().take(SHOWN);
+        let mut links_in = self.links_in(now, node, &transfers);
+        let mut links_out = self.links_out(now, node, &transfers);
+        let mut datasets = self.node_datasets(now, node);
+        let mut keepers = self.keepers(node);
+        let totals = NodeTotals {
+            links_in: links_in.len() as u32,
+            links_out: links_out.len() as u32,
+            transfers: transfers.len() as u32,
+            datasets: datasets.len() as u32,
+            keepers: keepers.len() as u32,
+        };
+        links_in.truncate(SHOWN);
+        links_out.truncate(SHOWN);
+        datasets.truncate(SHOWN);
+        keepers.truncate(SHOWN);
+        let error = |(text, count): &(String, u64)| ErrorItem { text: text.clone(), count: *count };
         NodeDetail {
             status: self.node_status(now, node),
             alarms: self.observed.alarms.iter().filter(|a| a.node.as_ref() == Some(&node.name)).cloned().collect(),
             compared: self.compared(now, node),
             links_in,
             links_out,
-            transfers: items.map(|(dataset, t)| self.transfer_item(*dataset, t)).collect(),
-            datasets: self.node_datasets(now, node),
+            transfers: transfers.iter().take(SHOWN).map(|(dataset, t)| self.transfer_item(*dataset, t)).collect(),
+            datasets,
+            totals,
+            keepers,
+            rails: node.details.rails.clone(),
+            rdma_reason: node.details.rdma_reason.clone(),
+            errors: node.report.last_errors.iter().rev().map(error).collect(),
         }
     }
 
-    fn links_in(&self, now: Time, node: NodeId, transfers: &[(DatasetId, Transfer)]) -> Vec<Link> {
-        let (mut sources, _) = self.observed.links.of(node);
-        sources.extend(transfers.iter().filter(|(_, t)| t.node == node).map(|(_, t)| t.source));
+    fn links_in(&self, now: Time, node: &Node, transfers: &[(DatasetId, Transfer)]) -> Vec<Link> {
+        let (mut sources, _) = self.observed.links.of(node.id);
+        sources.extend(transfers.iter().filter(|(_, t)| t.node == node.id).map(|(_, t)| t.source));
+        let counted = |n: &&Node| node.details.peers.contains_key(n.address());
+        sources.extend(self.nodes.iter().filter(counted).map(|n| Source::Peer(n.id)));
         sources.sort_unstable();
         sources.dedup();
-        let link = |source: Source| Link {
-            peer: self.source_name(source),
-            bytes_per_s: self.observed.links.rate(now, source, node) as u64,
-            transfers: transfers.iter().filter(|(_, t)| t.node == node && t.source == source).count() as u32,
+        let link = |source: Source| {
+            let known = match source {
+                Source::Origin => None,
+                Source::Peer(peer) => self.nodes.get(peer).and_then(|p| node.details.peers.get(p.address())),
+            };
+            let carried = known.copied().unwrap_or_default();
+            Link {
+                peer: self.source_name(source),
+                bytes_per_s: self.observed.links.rate(now, source, node.id) as u64,
+                transfers: transfers.iter().filter(|(_, t)| t.node == node.id && t.source == source).count() as u32,
+                rdma_bytes: carried.rdma,
+                tcp_bytes: carried.tcp,
+            }
         };
         sorted(sources.into_iter().map(link).collect())
     }
 
-    fn links_out(&self, now: Time, node: NodeId, transfers: &[(DatasetId, Transfer)]) -> Vec<Link> {
-        let (_, mut to) = self.observed.links.of(node);
-        let me = Source::Peer(node);
+    fn links_out(&self, now: Time, node: &Node, transfers: &[(DatasetId, Transfer)]) -> Vec<Link> {
+        let (_, mut to) = self.observed.links.of(node.id);
+        let me = Source::Peer(node.id);
         to.extend(transfers.iter().filter(|(_, t)| t.source == me).map(|(_, t)| t.node));
+        let counts_me = |n: &&Node| n.details.peers.contains_key(node.address());
+        to.extend(self.nodes.iter().filter(counts_me).map(|n| n.id));
         to.sort_unstable();
         to.dedup();
-        let link = |peer: NodeId| Link {
-            peer: self.nodes.name(peer).to_owned(),
-            bytes_per_s: self.observed.links.rate(now, me, peer) as u64,
-            transfers: transfers.iter().filter(|(_, t)| t.source == me && t.node == peer).count() as u32,
+        let link = |peer: NodeId| {
+            let known = self.nodes.get(peer).and_then(|p| p.details.peers.get(node.address()));
+            let carried = known.copied().unwrap_or_default();
+            Link {
+                peer: self.nodes.name(peer).to_owned(),
+                bytes_per_s: self.observed.links.rate(now, me, peer) as u64,
+                transfers: transfers.iter().filter(|(_, t)| t.source == me && t.node == peer).count() as u32,
+                rdma_bytes: carried.rdma,
+                tcp_bytes: carried.tcp,
+            }
         };
         sorted(to.into_iter().map(link).collect())
+    }
+
+    /// Pins as the coordinator knows them, jobs, and what the agent says beyond that.
+    fn keepers(&self, node: &Node) -> Vec<KeeperItem> {
+        let keeper = |dataset: &Dataset, kind, by: String, count| KeeperItem {
+            dataset: dataset.record.name.to_string(),
+            kind,
+            by,
+            count,
+        };
+        let mut out = Vec::new();
+        for dataset in self.datasets.iter() {
+            let pin = dataset.pins.get(&node.name).map(|by| keeper(dataset, "pin", by.clone(), 1));
+            let job = self.jobs.holder(dataset.id, node.id).map(|job| keeper(dataset, "job", job, 1));
+            out.extend(pin.into_iter().chain(job));
+        }
+        for said in &node.details.keepers {
+            let Some(dataset) = self.datasets.by_digest(said.digest) else { continue };
+            // A pin that the coordinator ordered is one already.
+            if said.kind != "pin" || !dataset.pins.contains_key(&node.name) {
+                out.push(keeper(dataset, said.kind, said.by.clone(), said.count));
+            }
+        }
+        out
     }
 
     fn node_datasets(&self, now: Time, node: &Node) -> Vec<NodeDataset> {
         let mut out = Vec::new();
         for dataset in self.datasets.iter() {
-            let pinned = dataset.pins.contains(&node.name);
+            let pinned = dataset.pins.contains_key(&node.name);
             let view = self.core.replica(dataset.id, node.id);
             let Some(view) = view.filter(|v| {
                 pinned
@@ -154,9 +261,6 @@ impl State {
                 bytes_wanted: view.bytes_wanted,
                 pinned,
             });
-            if out.len() == SHOWN {
-                break;
-            }
         }
         out
     }
@@ -184,8 +288,9 @@ impl State {
 }
 
 fn sorted(mut links: Vec<Link>) -> Vec<Link> {
-    links.sort_by(|a, b| b.bytes_per_s.cmp(&a.bytes_per_s).then_with(|| natural(&a.peer).cmp(&natural(&b.peer))));
-    links.truncate(SHOWN);
+    let carried = |l: &Link| l.rdma_bytes + l.tcp_bytes;
+    let busy = |a: &Link, b: &Link| b.bytes_per_s.cmp(&a.bytes_per_s).then(carried(b).cmp(&carried(a)));
+    links.sort_by(|a, b| busy(a, b).then_with(|| natural(&a.peer).cmp(&natural(&b.peer))));
     links
 }
 

@@ -64,7 +64,7 @@ struct Totals {
     stages_running: u32,
     used_bytes: u64,
     capacity_bytes: u64,
-    /// Received since this coordinator knows the nodes, by source.
+    /// Since this coordinator knows the nodes, by source.
     received_bytes: BySource,
     /// The same per second, over the last ten seconds.
     rate_bytes_per_s: BySource,
@@ -82,15 +82,17 @@ pub(crate) struct BySource {
     pub(crate) origin: u64,
     pub(crate) rdma: u64,
     pub(crate) tcp: u64,
+    /// Of shards that readers wanted and found in place.
+    pub(crate) local: u64,
 }
 
-/// Bytes per second that all nodes received, by source, second by second.
+/// Bytes per second of all nodes together, by source, second by second.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub(crate) struct Throughput {
     /// Between two samples.
     step_s: u32,
-    /// By second since 1970: bytes per second from the origin, by RDMA, by TCP.
-    samples: BTreeMap<String, [u64; 3]>,
+    /// By second since 1970: bytes per second from the origin, by RDMA, by TCP, and found in place by readers.
+    samples: BTreeMap<String, [u64; 4]>,
 }
 
 impl State {
@@ -146,11 +148,13 @@ impl State {
                 origin: moved.received_origin,
                 rdma: moved.received_rdma,
                 tcp: moved.received_tcp,
+                local: moved.local_hits,
             },
             rate_bytes_per_s: BySource {
                 origin: recent.origin as u64,
                 rdma: recent.rdma as u64,
                 tcp: recent.tcp as u64,
+                local: recent.local as u64,
             },
             found_bytes: found,
             origin_over_dataset: (bytes > 0).then(|| origin as f64 / bytes as f64),
@@ -161,7 +165,8 @@ impl State {
 
     pub(crate) fn throughput(&self) -> Throughput {
         let samples = self.observed.history.samples().iter();
-        let samples = samples.map(|(at, s)| (at.to_string(), [s.origin as u64, s.rdma as u64, s.tcp as u64]));
+        let samples =
+            samples.map(|(at, s)| (at.to_string(), [s.origin as u64, s.rdma as u64, s.tcp as u64, s.local as u64]));
         Throughput { step_s: 1, samples: samples.collect() }
     }
 

@@ -42,8 +42,9 @@ prop_compose! {
         while at < layout.pieces() {
             let end = (at + 1 + random(4)).min(layout.pieces());
             let mut have = Bits::default();
+            let everywhere = random(3) == 0;
             for n in 0..nodes {
-                if random(3) == 0 { have.set(n); }
+                if everywhere || random(3) == 0 { have.set(n); }
             }
             extents.push(Held { pieces: at..end, have });
             at = end;
@@ -56,7 +57,7 @@ prop_compose! {
                 1 => Wanted::All,
                 _ => Wanted::Some(RunSet::from_range(0..layout.shards() / 2)),
             },
-            sealed: RunSet::from_range(0..random(layout.shards() + 1)),
+            sealed: RunSet::from_range(0..(random(2 * layout.shards() + 1)).min(layout.shards())),
             refused: (random(5) == 0).then(|| "full".to_owned()),
             down: false,
         });

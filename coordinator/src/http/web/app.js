@@ -1,7 +1,7 @@
 // The page: which view, its documents, and what is common to all views.
 
-import { el, fill, link, marking, say } from "./dom.js";
-import { span } from "./format.js";
+import { el, fill, link, marking, narrow, say } from "./dom.js";
+import { clock, span } from "./format.js";
 import { Live } from "./live.js";
 import { overview } from "./overview.js";
 import { dataset } from "./dataset.js";
@@ -87,6 +87,7 @@ class Shown {
 }
 
 const badge = document.getElementById("live");
+const heard = document.getElementById("age");
 const gone = document.getElementById("gone");
 
 function tell(state, dataAt) {
@@ -100,6 +101,7 @@ function tell(state, dataAt) {
   // Read out when the state changes, not every second.
   const text = age !== null && state !== "live" ? `${words[state]} · data ${span(Math.round(age))} old` : words[state];
   if (badge.textContent !== text) badge.textContent = text;
+  heard.textContent = dataAt ? `as of ${clock(dataAt)}` : "";
   gone.hidden = state !== "gone";
   if (state === "gone") {
     const since = age === null ? "" : ` What is shown is ${span(Math.round(age))} old.`;
@@ -182,5 +184,11 @@ themeButton.addEventListener("click", () => {
 });
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => shown?.changed(null));
 addEventListener("hashchange", show);
-addEventListener("resize", () => shown?.changed(null));
+let cards = narrow();
+addEventListener("resize", () => {
+  // Cards come in smaller pages than rows.
+  if (cards !== narrow()) show();
+  else shown?.changed(null);
+  cards = narrow();
+});
 show();

@@ -8,6 +8,7 @@ const SOURCES = [
   { name: "S3", color: "--origin", dash: [] },
   { name: "RDMA", color: "--rdma", dash: [6, 3] },
   { name: "TCP", color: "--tcp", dash: [2, 2] },
+  { name: "Local hits", color: "--local", dash: [8, 2, 2, 2] },
 ];
 
 const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
@@ -15,10 +16,9 @@ const css = (name) => getComputedStyle(document.documentElement).getPropertyValu
 /** Seconds that are missing are gaps in time, not in the line: nothing was measured, nothing is drawn. */
 function columns(samples) {
   const times = Object.keys(samples).map(Number).sort((a, b) => a - b);
-  const by = (i) => times.map((t) => samples[t][i]);
-  const [s3, rdma, tcp] = [by(0), by(1), by(2)];
   // Stacked: each line is drawn on top of those below it.
-  return [times, s3, times.map((_, i) => s3[i] + rdma[i]), times.map((_, i) => s3[i] + rdma[i] + tcp[i])];
+  const upTo = (last) => times.map((t) => samples[t].slice(0, last + 1).reduce((sum, n) => sum + n, 0));
+  return [times, ...SOURCES.map((_, i) => upTo(i))];
 }
 
 export class Throughput {
@@ -40,7 +40,7 @@ export class Throughput {
     this.plot?.destroy();
     const place = el("div", { class: "chart", role: "img", "aria-label": "Bytes per second by source over the last five minutes; the figures follow as text" });
     this.legend = el("ul", { class: "legend" }, ...this.words(samples));
-    const nodes = panel("Throughput by source", { id: "throughput", json: "throughput", note: "all nodes, last five minutes; stacked" }, place, this.legend);
+    const nodes = panel("Throughput by source", { id: "throughput", json: "throughput", note: "all nodes, last five minutes; stacked. Local hits: shards that readers wanted and found in place" }, place, this.legend);
     this.plot = new uPlot(this.options(width), data, place);
     return nodes;
   }
@@ -59,13 +59,13 @@ export class Throughput {
       axes: [axis, { ...axis, size: 88, values: (u, ticks) => ticks.map((v) => (v ? `${bytes(v)}/s` : "0")) }],
       series: [{}, ...SOURCES.map(line)],
       // The fill of each is down to the one below it.
-      bands: [{ series: [2, 1] }, { series: [3, 2] }],
+      bands: [{ series: [2, 1] }, { series: [3, 2] }, { series: [4, 3] }],
     };
   }
 
   words(samples) {
     const last = Object.keys(samples).map(Number).sort((a, b) => a - b).slice(-10);
     const mean = (i) => last.reduce((sum, t) => sum + samples[t][i], 0) / Math.max(1, last.length);
-    return SOURCES.map(({ name }, i) => el("li", {}, el("i", { class: `swatch ${name.toLowerCase()}`, "aria-hidden": "true" }), `${name}: ${rate(Math.round(mean(i)))} over the last 10 s`));
+    return SOURCES.map(({ name }, i) => el("li", {}, el("i", { class: `swatch ${name.toLowerCase().replace(" ", "-")}`, "aria-hidden": "true" }), `${name}: ${rate(Math.round(mean(i)))} over the last 10 s`));
   }
 }

@@ -1,14 +1,13 @@
 // One version: the map, how many copies there are, shards, what moves, what failed.
 
-import { bar, el, link, listTools, panel, state, table } from "./dom.js";
-import { bytes, count, percent, rate, span } from "./format.js";
+import { bar, el, link, listTools, narrow, panel, partly, state, table } from "./dom.js";
+import { bytes, clock, count, rate, span } from "./format.js";
 import { asked } from "./lists.js";
-import { legend, ShardMap, STATES } from "./map.js";
+import { columnsFor, legend, ShardMap, STATES } from "./map.js";
 import { stageColumns } from "./overview.js";
 
-const LIMIT = 50;
-const NODES_LIMIT = 20;
-const TRANSFERS_LIMIT = 10;
+/** Rows of a page: shards, nodes, transfers. Cards are taller than rows. */
+const limits = () => (narrow() ? [8, 4, 3] : [50, 20, 10]);
 
 const blockingColumns = [
   { head: "Node", cell: (r) => el("a", { href: link("nodes", r.node), "data-key": `r-${r.node}` }, r.node) },
@@ -16,20 +15,25 @@ const blockingColumns = [
   { head: "Why", cell: (r) => r.reason || "–" },
   { head: "Bytes", cell: (r) => el("div", {}, `${r.percent} % of ${bytes(r.bytes_wanted)}`, bar(r.bytes_ready, r.bytes_wanted, `Bytes on ${r.node}`)) },
   { head: "Shards", number: true, cell: (r) => `${r.shards_ready} of ${r.shards_wanted}` },
-  { head: "Receives", number: true, cell: (r) => rate(r.in_bytes_per_s) },
-  { head: "Pinned", cell: (r) => (r.pinned ? "pinned" : "–") },
+  { head: "Receives", number: true, minor: true, cell: (r) => rate(r.in_bytes_per_s) },
+  { head: "Pinned", minor: true, cell: (r) => (r.pinned ? "pinned" : "–") },
 ];
+
+/** Enough of a checksum to tell it from others; the JSON has all of it. */
+const shortened = (text) => (text.length > 19 ? `${text.slice(0, 18)}…` : text);
 
 const shardColumns = [
   { head: "Shard", cell: (s) => el("span", { class: "key" }, s.key) },
   { head: "State", cell: (s) => state(s.state) },
   { head: "Copies", number: true, cell: (s) => `${s.copies} of ${s.wanted}` },
-  { head: "%", number: true, cell: (s) => (s.wanted ? `${s.percent} %` : "–") },
   { head: "Bytes", number: true, cell: (s) => bytes(s.bytes) },
-  { head: "From", cell: (s) => s.sources.join(", ") || "–" },
-  { head: "To", cell: (s) => s.targets.join(", ") || "–" },
-  { head: "Elsewhere", cell: (s) => STATES.filter(([, name]) => name !== "ready" && s.nodes[name]).map(([, name]) => `${name} ${s.nodes[name]}`).join(", ") || "–" },
-  { head: "Origin checksum", cell: (s) => (s.origin_checksum ? el("code", {}, s.origin_checksum) : state("warning", "none")) },
+  { head: "Bytes %", number: true, cell: (s) => (s.wanted ? `${s.bytes_percent} %` : "–") },
+  { head: "Time", number: true, minor: true, cell: (s) => span(s.time_s) },
+  { head: "Type", minor: true, cell: (s) => s.type || "–" },
+  { head: "Source", minor: true, cell: (s) => s.sources.join(", ") || "–" },
+  { head: "Target", minor: true, cell: (s) => s.targets.join(", ") || "–" },
+  { head: "Elsewhere", minor: true, cell: (s) => STATES.filter(([, name]) => name !== "ready" && s.nodes[name]).map(([, name]) => `${name} ${s.nodes[name]}`).join(", ") || "–" },
+  { head: "Origin checksum", minor: true, cell: (s) => (s.origin_checksum ? el("code", { title: s.origin_checksum }, shortened(s.origin_checksum)) : state("warning", "none")) },
 ];
 
 export const transferColumns = [
@@ -40,8 +44,8 @@ export const transferColumns = [
   { head: "Target", cell: (t) => el("a", { href: link("nodes", t.target), "data-key": `tt-${t.source}-${t.target}-${t.first_key}` }, t.target) },
   { head: "Shards", cell: (t) => (t.shards === 1 ? t.first_key : `${t.first_key} … ${t.last_key}`) },
   { head: "Bytes", number: true, cell: (t) => bytes(t.bytes) },
-  { head: "Shard there", number: true, cell: (t) => (t.shard_percent === null ? "–" : `${t.shard_percent} %`) },
-  { head: "Source changed", number: true, cell: (t) => (t.resourced ? count(t.resourced, "time") : "–") },
+  { head: "Shard there", number: true, minor: true, cell: (t) => (t.shard_percent === null ? "–" : `${t.shard_percent} %`) },
+  { head: "Source changed", number: true, minor: true, cell: (t) => (t.resourced ? count(t.resourced, "time") : "–") },
 ];
 
 const failureColumns = [
@@ -52,6 +56,18 @@ const failureColumns = [
   { head: "Actual", cell: (f) => (f.actual ? el("code", {}, f.actual) : "–") },
   { head: "Source", cell: (f) => f.source },
   { head: "Done about it", cell: (f) => f.done },
+];
+
+const mendedColumns = [
+  { head: "Shard", cell: (m) => m.key },
+  { head: "When", cell: (m) => clock(m.at_unix_ms) },
+  { head: "Piece", number: true, cell: (m) => (m.piece === null ? "–" : String(m.piece)) },
+  { head: "Noticed by", cell: (m) => el("a", { href: link("nodes", m.node), "data-key": `mn-${m.at_unix_ms}-${m.node}` }, m.node) },
+  { head: "Source", cell: (m) => m.source },
+  { head: "What", cell: (m) => m.detail },
+  { head: "Expected", minor: true, cell: (m) => (m.expected ? el("code", {}, m.expected) : "–") },
+  { head: "Actual", minor: true, cell: (m) => (m.actual ? el("code", {}, m.actual) : "–") },
+  { head: "Done about it", cell: (m) => m.done },
 ];
 
 function histogram(bins, every) {
@@ -69,6 +85,12 @@ function histogram(bins, every) {
     el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "Copies"), el("th", { scope: "col", class: "n" }, "Shards"), el("th", { scope: "col" }, el("span", { class: "visually-hidden" }, "Share")))),
     el("tbody", {}, ...bins.map(row)),
   );
+}
+
+/** Those that it waits for and that are not named one by one. */
+function others({ nodes_wanted, nodes_ready }, named) {
+  const more = nodes_wanted - nodes_ready - named;
+  return more > 0 ? el("li", { class: "soft" }, `and ${count(more, "more node")}, listed below`) : null;
 }
 
 function head(d) {
@@ -89,6 +111,7 @@ function head(d) {
           "ul",
           { class: "waits", "aria-label": "What it waits for" },
           ...d.verdict.waiting_for.slice(0, 5).map((b) => el("li", {}, el("a", { href: link("nodes", b.node), "data-key": `why-${b.node}` }, b.node), ` ${b.state}${b.reason ? `: ${b.reason}` : ""}`)),
+          others(d.verdict, Math.min(5, d.verdict.waiting_for.length)),
         )
       : null,
     el("dl", { class: "facts" }, ...facts.flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, value)])),
@@ -104,14 +127,14 @@ export const dataset = {
   sections: (context) => {
     const { argument, query, go } = context;
     const base = `datasets/${encodeURIComponent(argument)}`;
-    const narrow = innerWidth < 640;
+    const [shardsLimit, nodesLimit, transfersLimit] = limits();
     const mapQuery = new URLSearchParams(MAP_NAMES.filter((n) => query[n]).map((n) => [n, query[n]]));
-    mapQuery.set("rows", narrow ? "48" : "64");
-    mapQuery.set("columns", narrow ? "48" : "128");
+    mapQuery.set("rows", narrow() ? "48" : "64");
+    mapQuery.set("columns", String(columnsFor(innerWidth)));
     const mapWatch = `${base}/map?${mapQuery}`;
-    const nodesWatch = asked(`${base}/nodes`, { q: query.nq, state: query.ns, offset: query.no }, ["q", "state", "offset"], NODES_LIMIT);
-    const shardsWatch = asked(`${base}/shards`, { ...query }, ["q", "state", "offset", "order"], LIMIT);
-    const transfersWatch = asked(`${base}/transfers`, { q: query.tq, state: query.ts, offset: query.to }, ["q", "state", "offset"], TRANSFERS_LIMIT);
+    const nodesWatch = asked(`${base}/nodes`, { q: query.nq, state: query.ns, offset: query.no }, ["q", "state", "offset"], nodesLimit);
+    const shardsWatch = asked(`${base}/shards`, { ...query }, ["q", "state", "offset", "order"], shardsLimit);
+    const transfersWatch = asked(`${base}/transfers`, { q: query.tq, state: query.ts, offset: query.to }, ["q", "state", "offset"], transfersLimit);
     const picture = new ShardMap();
     const zoomed = MAP_NAMES.some((n) => query[n]);
     const zoom = (to) => {
@@ -125,14 +148,21 @@ export const dataset = {
         watches: [base],
         render: ([d]) =>
           d.failures.total
-            ? panel(`Failures (${d.failures.total})`, { id: "failures", json: base }, table("Failures", failureColumns, d.failures.items, { key: (f) => f.shard }))
+            ? panel(`Failures (${d.failures.total})`, { id: "failures", json: base, note: partly(d.failures.items.length, d.failures.total) }, table("Failures", failureColumns, d.failures.items, { key: (f) => f.shard }))
             : d.shards_disputed
               ? panel("In doubt", { id: "doubt", json: base }, el("p", {}, state("warning", `${count(d.shards_disputed, "shard")} did not match and are read again by other nodes.`)))
               : el("span", { hidden: true }),
       },
       {
+        watches: [base],
+        render: ([d]) =>
+          d.mended.length
+            ? panel("Wrong bytes that nobody saw", { id: "mended", json: base, note: "noticed, thrown away and fetched again; newest first" }, table("Wrong bytes that nobody saw", mendedColumns, d.mended))
+            : el("span", { hidden: true }),
+      },
+      {
         watches: [mapWatch],
-        render: ([m], _, box) => {
+        render: ([m], { again }, box) => {
           const cover = m.nodes_per_row > 1 || m.shards_per_column > 1 ? `one cell is ${count(m.nodes_per_row, "node")} × ${count(m.shards_per_column, "shard")}` : "one cell is one node and one shard";
           const note = `${m.nodes} of ${count(m.nodes_total, "node")}, ${m.shards.toLocaleString("en")} of ${count(m.shards_total, "shard")}; ${cover}${m.sampled_every > 1 ? `; 1 of ${m.sampled_every} shards looked at` : ""}`;
           const tools = el(
@@ -141,7 +171,10 @@ export const dataset = {
             zoomed ? el("button", { type: "button", "data-key": "map-out", onclick: () => go(Object.fromEntries(MAP_NAMES.map((n) => [n, ""]))) }, "Whole map") : null,
             el("button", { type: "button", "data-key": "map-save", onclick: () => picture.save() }, "Save picture"),
           );
-          const rows = table(
+          // A large table that nobody looks at is not built anew every second.
+          const looked = box.querySelector('[data-key="map-table"]')?.open;
+          const filled = (event) => event.target.open && !event.target.querySelector("table") && again();
+          const rows = () => table(
             "Map as a table",
             [
               { head: m.nodes_per_row > 1 ? "Nodes" : "Node", cell: (r) => `${r.label}${r.down ? ` (${r.down} not connected)` : ""}` },
@@ -157,7 +190,7 @@ export const dataset = {
             legend(m.totals),
             el("p", { class: "visually-hidden", id: "map-help" }, "Arrow keys move from cell to cell, Enter goes into a cell. The same as a table follows."),
             el("div", { class: "mapbox" }, m.rows.length ? picture.nodes(m, zoom) : el("p", { class: "empty" }, "No node has or shall have anything of it: millstream stage " + m.dataset)),
-            el("details", { "data-key": "map-table" }, el("summary", { "data-key": "map-summary" }, "The map as a table"), rows),
+            el("details", { "data-key": "map-table", ontoggle: filled }, el("summary", { "data-key": "map-summary" }, "The map as a table"), looked ? rows() : null),
           );
         },
       },
@@ -165,21 +198,21 @@ export const dataset = {
       {
         watches: [nodesWatch],
         render: ([page]) => {
-          const tools = listTools({ page, query: { q: query.nq, state: query.ns }, states: ["absent", "receiving", "verifying", "failed", "ready"], label: "nodes", go: renamed({ q: "nq", state: "ns", offset: "no" }), limit: NODES_LIMIT });
+          const tools = listTools({ page, query: { q: query.nq, state: query.ns }, states: ["absent", "receiving", "verifying", "failed", "ready"], label: "nodes", go: renamed({ q: "nq", state: "ns", offset: "no" }), limit: nodesLimit });
           return panel("Nodes", { id: "nodes", json: nodesWatch, note: "what it waits for first" }, tools, table("Nodes of the version", blockingColumns, page.items, { empty: "None.", key: (r) => r.node }));
         },
       },
       {
         watches: [transfersWatch],
         render: ([page]) => {
-          const tools = listTools({ page, query: { q: query.tq, state: query.ts }, states: ["receiving", "queued", "origin", "peer"], label: "transfers", go: renamed({ q: "tq", state: "ts", offset: "to" }), limit: TRANSFERS_LIMIT });
+          const tools = listTools({ page, query: { q: query.tq, state: query.ts }, states: ["receiving", "queued", "origin", "peer"], label: "transfers", go: renamed({ q: "tq", state: "ts", offset: "to" }), limit: transfersLimit });
           return panel("Moving now", { id: "transfers", json: transfersWatch, note: "the oldest first" }, page.total ? tools : null, table("Transfers", transferColumns, page.items, { empty: "Nothing moves." }));
         },
       },
       {
         watches: [shardsWatch],
         render: ([page]) => {
-          const tools = listTools({ page, query, states: STATES.map(([, name]) => name), label: "shards", go, limit: LIMIT });
+          const tools = listTools({ page, query, states: STATES.map(([, name]) => name), label: "shards", go, limit: shardsLimit });
           const order = el(
             "select",
             { "aria-label": "Order of shards", "data-key": "order", onchange: (e) => go({ order: e.target.value, offset: "" }) },

@@ -73,27 +73,51 @@ export function panel(title, { json, tools, id, note } = {}, ...children) {
   );
 }
 
+/** "showing 100 of 250", when not all are. */
+export const partly = (shown, total) => (total > shown ? `showing ${shown.toLocaleString("en")} of ${total.toLocaleString("en")}` : null);
+
+/** Does the page show cards instead of tables? As in app.css. */
+export const narrow = () => innerWidth <= 720;
+
+/** Tables of which people want to see all columns, by caption. */
+const whole = new Set();
+
 /**
- * A table. Columns: {head, number, cell(item), sort}. Wide ones scroll inside of their own box, by keyboard too.
+ * A table. Columns: {head, number, minor, cell(item)}. Wide ones scroll inside of their own box, by keyboard too; on
+ * small screens rows are cards, and minor columns are shown when asked for.
  */
 export function table(caption, columns, items, { empty, key } = {}) {
   if (!items.length) return el("p", { class: "empty" }, empty || "Nothing here.");
-  const head = columns.map((c) => el("th", { scope: "col", role: "columnheader", class: c.number ? "n" : null }, c.head));
+  const look = (c) => [c.number ? "n" : "", c.minor ? "minor" : ""].filter(Boolean).join(" ") || null;
+  const head = columns.map((c) => el("th", { scope: "col", role: "columnheader", class: look(c) }, c.head));
   const rows = items.map((item, i) =>
     el(
       "tr",
       { "data-row": key ? key(item) : i, role: "row" },
       ...columns.map((c, at) => {
         const tag = at === 0 ? "th" : "td";
-        return el(tag, { scope: at === 0 ? "row" : null, role: at === 0 ? "rowheader" : "cell", class: c.number ? "n" : null, "data-head": c.head }, c.cell(item));
+        return el(tag, { scope: at === 0 ? "row" : null, role: at === 0 ? "rowheader" : "cell", class: look(c), "data-head": c.head }, c.cell(item));
       }),
     ),
   );
-  return el(
+  const box = el(
     "div",
-    { class: "scroll", tabindex: 0, role: "region", "aria-label": `${caption}, table`, "data-key": `table-${caption}` },
+    { class: `scroll${whole.has(caption) ? " whole" : ""}`, tabindex: 0, role: "region", "aria-label": `${caption}, table`, "data-key": `table-${caption}` },
     el("table", { role: "table" }, el("caption", { class: "visually-hidden" }, caption), el("thead", { role: "rowgroup" }, el("tr", { role: "row" }, ...head)), el("tbody", { role: "rowgroup" }, ...rows)),
   );
+  if (!columns.some((c) => c.minor)) return box;
+  const words = () => (whole.has(caption) ? "Less of each" : "More of each");
+  const toggle = el("button", {
+    type: "button", class: "columns", "aria-expanded": String(whole.has(caption)), "aria-label": `${words()}: ${caption}`, "data-key": `columns-${caption}`,
+    onclick: () => {
+      if (!whole.delete(caption)) whole.add(caption);
+      box.classList.toggle("whole", whole.has(caption));
+      toggle.setAttribute("aria-expanded", String(whole.has(caption)));
+      toggle.setAttribute("aria-label", `${words()}: ${caption}`);
+      toggle.textContent = words();
+    },
+  }, words());
+  return el("div", {}, toggle, box);
 }
 
 /** A bar that is also text. */

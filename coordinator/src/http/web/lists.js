@@ -1,6 +1,6 @@
 // Lists: all datasets, nodes, jobs, events. Paged and filtered by the coordinator.
 
-import { bar, el, link, listTools, panel, state, table } from "./dom.js";
+import { bar, el, link, listTools, narrow, panel, state, table } from "./dom.js";
 import { bytes, clock, count, percent, rate, span } from "./format.js";
 import { datasetColumns } from "./overview.js";
 
@@ -11,19 +11,29 @@ export function asked(path, query, names, limit) {
   return `${path}?${q}`;
 }
 
-const LIMIT = 50;
+/** The command that shows the same part of a list: any document of the API, by its path. */
+export function viewCommand(path, query, names) {
+  const q = new URLSearchParams(names.filter(([from]) => query[from]).map(([from, to]) => [to, query[from]]));
+  return `millstream status --view '${path}${q.size ? `?${q.toString().replaceAll("'", "%27")}` : ""}'`;
+}
+
+const PAGED = [["q", "q"], ["state", "state"], ["offset", "offset"]];
+const plain = (query) => !PAGED.some(([from]) => query[from]);
+
+/** Rows of a page: cards are taller. */
+const limit = () => (narrow() ? 12 : 50);
 
 export const datasets = {
   menu: "datasets",
   title: () => "Datasets",
-  cli: () => "millstream dataset ls",
+  cli: ({ query }) => (plain(query) ? "millstream dataset ls" : viewCommand("datasets", query, PAGED)),
   sections: ({ query }) => {
-    const watch = asked("datasets", query, ["q", "state", "offset"], LIMIT);
+    const watch = asked("datasets", query, ["q", "state", "offset"], limit());
     return [
       {
         watches: [watch],
         render: ([page], { go }) => {
-          const tools = listTools({ page, query, states: ["failed", "staging", "ready", "idle"], label: "datasets", go, limit: LIMIT });
+          const tools = listTools({ page, query, states: ["failed", "staging", "ready", "idle"], label: "datasets", go, limit: limit() });
           return panel("Datasets and checkpoints", { json: watch, id: "list" }, tools, table("Datasets", datasetColumns, page.items, { empty: "None.", key: (d) => d.dataset }));
         },
       },
@@ -43,10 +53,10 @@ export const nodeColumns = [
   },
   { head: "In", number: true, cell: (n) => rate(n.rate_bytes_per_s.in) },
   { head: "Out", number: true, cell: (n) => rate(n.rate_bytes_per_s.out) },
-  { head: "From S3", number: true, cell: (n) => bytes(n.received_bytes.origin) },
-  { head: "From peers", number: true, cell: (n) => bytes(n.received_bytes.tcp + n.received_bytes.rdma) },
-  { head: "Carriers", cell: (n) => n.transports.join(", ") || "–" },
-  { head: "I/O", cell: (n) => el("div", {}, n.io || "–", n.io_reason ? el("div", { class: "soft" }, n.io_reason) : null) },
+  { head: "From S3", number: true, minor: true, cell: (n) => bytes(n.received_bytes.origin) },
+  { head: "From peers", number: true, minor: true, cell: (n) => bytes(n.received_bytes.tcp + n.received_bytes.rdma) },
+  { head: "Carriers", minor: true, cell: (n) => n.transports.join(", ") || "–" },
+  { head: "I/O", minor: true, cell: (n) => el("div", {}, n.io || "–", n.io_reason ? el("div", { class: "soft" }, n.io_reason) : null) },
   {
     head: "Trouble",
     cell: (n) => {
@@ -62,14 +72,14 @@ export const nodeColumns = [
 export const nodes = {
   menu: "nodes",
   title: () => "Nodes",
-  cli: () => "millstream status",
+  cli: ({ query }) => (plain(query) ? "millstream status" : viewCommand("nodes", query, PAGED)),
   sections: ({ query }) => {
-    const watch = asked("nodes", query, ["q", "state", "offset"], LIMIT);
+    const watch = asked("nodes", query, ["q", "state", "offset"], limit());
     return [
       {
         watches: [watch],
         render: ([page], { go }) => {
-          const tools = listTools({ page, query, states: ["up", "suspect", "down"], label: "nodes", go, limit: LIMIT });
+          const tools = listTools({ page, query, states: ["up", "suspect", "down"], label: "nodes", go, limit: limit() });
           return panel("Nodes", { json: watch, id: "list" }, tools, table("Nodes", nodeColumns, page.items, { empty: "None.", key: (n) => n.node }));
         },
       },
@@ -89,7 +99,9 @@ const jobColumns = [
     head: "Blocking nodes",
     cell: (j) => {
       const blocking = j.datasets.flatMap((d) => d.blocking);
-      return blocking.length ? el("div", {}, ...blocking.map((b) => el("div", {}, el("a", { href: link("nodes", b.node), "data-key": `j-${j.job}-${b.node}` }, b.node), ` ${b.state}: ${b.reason}`))) : "–";
+      const more = j.datasets.reduce((sum, d) => sum + d.nodes_wanted - d.nodes_ready, 0) - blocking.length;
+      const each = (b) => el("div", {}, el("a", { href: link("nodes", b.node), "data-key": `j-${j.job}-${b.node}` }, b.node), ` ${b.state}: ${b.reason}`);
+      return blocking.length ? el("div", {}, ...blocking.map(each), more > 0 ? el("div", { class: "soft" }, `and ${count(more, "more node")}`) : null) : "–";
     },
   },
 ];
@@ -97,14 +109,14 @@ const jobColumns = [
 export const jobs = {
   menu: "jobs",
   title: () => "Jobs",
-  cli: () => "millstream status",
+  cli: ({ query }) => viewCommand("jobs", query, PAGED),
   sections: ({ query }) => {
-    const watch = asked("jobs", query, ["q", "state", "offset"], LIMIT);
+    const watch = asked("jobs", query, ["q", "state", "offset"], limit());
     return [
       {
         watches: [watch],
         render: ([page], { go }) => {
-          const tools = listTools({ page, query, states: ["waiting", "failed", "ready", "ended"], label: "jobs", go, limit: LIMIT });
+          const tools = listTools({ page, query, states: ["waiting", "failed", "ready", "ended"], label: "jobs", go, limit: limit() });
           const empty = "No job has asked for data. Jobs appear here when the scheduler's hooks are installed; without them, stages show the same.";
           return panel("Jobs", { json: watch, id: "list" }, tools, table("Jobs", jobColumns, page.items, { empty, key: (j) => j.job }));
         },
@@ -132,18 +144,15 @@ export const eventColumns = [
 export const events = {
   menu: "events",
   title: () => "Events",
-  cli: ({ query }) => {
-    const filter = [query.state ? `kind=${query.state}` : "", query.severity ? `severity=${query.severity}` : ""].filter(Boolean).join("&");
-    return `curl -s '${new URL(`api/v1/events${filter ? `?${filter}` : ""}`, location.href.split("#")[0]).href}'`;
-  },
+  cli: ({ query }) => viewCommand("events", query, [["q", "q"], ["state", "kind"], ["severity", "severity"], ["node", "node"], ["dataset", "dataset"], ["offset", "offset"]]),
   sections: ({ query }) => {
     const named = { ...query, kind: query.state };
-    const watch = asked("events", named, ["q", "kind", "severity", "node", "dataset", "offset"], LIMIT);
+    const watch = asked("events", named, ["q", "kind", "severity", "node", "dataset", "offset"], limit());
     return [
       {
         watches: [watch],
         render: ([page], { go }) => {
-          const tools = listTools({ page, query, states: KINDS, label: "events", go, limit: LIMIT });
+          const tools = listTools({ page, query, states: KINDS, label: "events", go, limit: limit() });
           const severity = el(
             "select",
             { "aria-label": "Show events of severity", "data-key": "severity", onchange: (e) => go({ severity: e.target.value, offset: "" }) },

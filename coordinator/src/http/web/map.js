@@ -58,6 +58,15 @@ function colors() {
   };
 }
 
+/** What labels take of a map of that width. */
+const labels = (width) => (width < 600 ? 84 : 150);
+
+/** As many columns as leave room for the shapes in the cells: colour is never the only signal. */
+export function columnsFor(pageWidth) {
+  const width = Math.min(pageWidth, 1400) - 70;
+  return Math.max(16, Math.min(128, Math.floor((width - labels(width)) / 8)));
+}
+
 export class ShardMap {
   constructor() {
     this.cursor = [0, 0];
@@ -84,7 +93,7 @@ export class ShardMap {
 
   shape(width) {
     const { rows, columns } = this.map;
-    const label = width < 600 ? 84 : 150;
+    const label = labels(width);
     const w = Math.max(2, Math.min(28, (width - label) / Math.max(1, columns.length)));
     const h = Math.max(6, Math.min(24, 560 / Math.max(1, rows.length)));
     return { label, w, h, width, height: Math.ceil(h * rows.length) };
@@ -100,7 +109,7 @@ export class ShardMap {
     this.canvas.style.height = `${Math.max(8, shape.height)}px`;
     const g = this.canvas.getContext("2d");
     g.scale(scale, scale);
-    this.paint(g, shape, colors());
+    this.paint(g, shape, colors(), 0, scale);
     if (document.activeElement === this.canvas) {
       const [row, column] = this.cursor;
       g.strokeStyle = colors().focus;
@@ -109,7 +118,20 @@ export class ShardMap {
     }
   }
 
-  paint(g, { label, w, h }, c, top = 0) {
+  paint(g, { label, w, h }, c, top, scale) {
+    // Thousands of cells look alike in a few ways: each look is drawn once.
+    const looks = new Map();
+    const look = (letter, digit) => {
+      const key = letter + digit;
+      if (!looks.has(key)) {
+        const canvas = el("canvas", { width: Math.ceil(w * scale), height: Math.ceil(h * scale) });
+        const one = canvas.getContext("2d");
+        one.scale(scale, scale);
+        drawCell(one, letter, Number(digit), 0, 0, w, h, c);
+        looks.set(key, canvas);
+      }
+      return looks.get(key);
+    };
     g.font = `${Math.min(12, Math.max(9, h - 2))}px system-ui, sans-serif`;
     g.textBaseline = "middle";
     const every = Math.ceil(12 / h);
@@ -117,7 +139,8 @@ export class ShardMap {
       g.fillStyle = row.down ? c.bad : c.soft;
       if (i % every === 0) g.fillText(`${row.down ? "✕ " : ""}${row.label}`, 0, top + i * h + h / 2, label - 6);
       for (let k = 0; k < row.cells.length; k += 2) {
-        drawCell(g, row.cells[k], Number(row.cells[k + 1]), label + (k / 2) * w, top + i * h, w, h, c);
+        const cell = look(row.cells[k], row.cells[k + 1]);
+        g.drawImage(cell, label + (k / 2) * w, top + i * h, cell.width / scale, cell.height / scale);
       }
     });
   }
@@ -191,7 +214,7 @@ export class ShardMap {
     g.fillText(`${this.map.dataset} · ${new Date().toISOString()}`, 8, 20);
     g.font = "12px system-ui, sans-serif";
     g.fillText(this.summary(), 8, 40);
-    this.paint(g, shape, c, top);
+    this.paint(g, shape, c, top, 2);
     let x = 8;
     for (const [letter, name] of STATES) {
       drawCell(g, letter, 0, x, shape.height + top + 12, 14, 14, c);

@@ -1,6 +1,6 @@
 // One node: disk, links, what it moves, which versions it has, and where it differs from the others.
 
-import { bar, el, link, panel, state, table } from "./dom.js";
+import { bar, el, link, narrow, panel, partly, state, table } from "./dom.js";
 import { bytes, count, percent, rate, span } from "./format.js";
 import { transferColumns } from "./dataset.js";
 import { alarmList } from "./overview.js";
@@ -11,13 +11,48 @@ const datasetColumns = [
   { head: "Why", cell: (d) => d.reason || "–" },
   { head: "Bytes", cell: (d) => el("div", {}, `${percent(d.bytes_ready, d.bytes_wanted)} of ${bytes(d.bytes_wanted)}`, bar(d.bytes_ready, d.bytes_wanted, `Bytes of ${d.dataset}`)) },
   { head: "Shards", number: true, cell: (d) => `${d.shards_ready} of ${d.shards_wanted}` },
-  { head: "Pin", cell: (d) => (d.pinned ? "pinned by an operator (millstream pin)" : "–") },
+  { head: "Pin", minor: true, cell: (d) => (d.pinned ? "pinned" : "–") },
 ];
+
+const KEPT = { pin: "pin, until it is unpinned", lease: "lease, as long as the process lives", reader: "reader, as long as it reads", job: "job, as long as it runs" };
+
+const keeperColumns = [
+  { head: "Dataset", cell: (k) => el("a", { href: link("datasets", k.dataset), "data-key": `k-${k.dataset}-${k.kind}-${k.by}` }, k.dataset) },
+  { head: "Kept by", cell: (k) => `${k.by || "somebody who did not say"}${k.count > 1 ? ` (${k.count} times)` : ""}` },
+  { head: "How long", cell: (k) => KEPT[k.kind] },
+];
+
+const railColumns = [
+  { head: "Device", cell: (r) => `${r.device}, port ${r.port}` },
+  { head: "Kind", cell: (r) => r.kind },
+  { head: "Address", minor: true, cell: (r) => el("code", {}, r.gid) },
+  { head: "MTU", number: true, minor: true, cell: (r) => bytes(r.mtu_bytes) },
+  { head: "Queue pairs", number: true, cell: (r) => String(r.queue_pairs) },
+  { head: "Received", number: true, cell: (r) => bytes(r.received_bytes) },
+  { head: "Counted by the device", number: true, cell: (r) => bytes(r.wire_received_bytes) },
+  {
+    head: "Its counters",
+    minor: true,
+    cell: (r) => {
+      const moved = Object.entries(r.counters).filter(([, n]) => n);
+      return el("details", { "data-key": `counters-${r.device}-${r.port}` }, el("summary", { "data-key": `counters-s-${r.device}-${r.port}` }, count(moved.length, "counter")), ...moved.map(([name, n]) => el("div", {}, el("code", {}, name), ` ${n.toLocaleString("en")}`)));
+    },
+  },
+];
+
+function carriers(n) {
+  const why = n.rdma_reason ? state("warning", `RDMA is not used: ${n.rdma_reason}`) : null;
+  const words = n.transports.length ? `Pieces travel over ${n.transports.join(" and ")}.` : "Not known yet.";
+  const bytesBy = `Received: S3 ${bytes(n.received_bytes.origin)} · RDMA ${bytes(n.received_bytes.rdma)} · TCP ${bytes(n.received_bytes.tcp)}. Sent: RDMA ${bytes(n.sent_bytes.rdma)} · TCP ${bytes(n.sent_bytes.tcp)}.`;
+  return [el("p", {}, words, " ", why), el("p", { class: "soft" }, bytesBy), table("Rails", railColumns, n.rails, { empty: "No rails: no RDMA device is in use.", key: (r) => `${r.device}-${r.port}` })];
+}
 
 const linkColumns = (head) => [
   { head, cell: (l) => (l.peer === "origin" ? "origin" : el("a", { href: link("nodes", l.peer), "data-key": `${head}-${l.peer}` }, l.peer)) },
   { head: "Rate", number: true, cell: (l) => rate(l.bytes_per_s) },
   { head: "Orders now", number: true, cell: (l) => String(l.transfers) },
+  { head: "By RDMA", number: true, cell: (l) => (l.peer === "origin" ? "–" : bytes(l.rdma_bytes)) },
+  { head: "By TCP", number: true, cell: (l) => (l.peer === "origin" ? "–" : bytes(l.tcp_bytes)) },
 ];
 
 const measure = (c, v) =>
@@ -49,25 +84,19 @@ function facts(n) {
     ["Address", el("code", {}, n.address || "–")],
     ["Its own metrics", n.http ? el("code", {}, `http://${n.http}/metrics`) : "–"],
     ["Labels", labels || "none"],
-    ["Carriers", n.transports.join(", ") || "–"],
     ["I/O engine", `${n.io || "–"}${n.io_reason ? ` (${n.io_reason})` : ""}`],
     ["Agent", n.agent_version || "–"],
     ["Receives", rate(n.rate_bytes_per_s.in)],
     ["Sends", rate(n.rate_bytes_per_s.out)],
-    ["Received in all", `S3 ${bytes(n.received_bytes.origin)} · RDMA ${bytes(n.received_bytes.rdma)} · TCP ${bytes(n.received_bytes.tcp)}`],
-    ["Sent in all", `RDMA ${bytes(n.sent_bytes.rdma)} · TCP ${bytes(n.sent_bytes.tcp)}`],
+    ["Local hits", `${bytes(n.local_hit_bytes)} of shards that readers wanted and found in place`],
     ["Ordered, not done", bytes(n.outstanding_bytes)],
     ["Checksum failures", String(n.checksum_failures)],
   ];
   return el("dl", { class: "facts" }, ...rows.flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, value)]));
 }
 
-/** The same words again and again are one line with a count. */
-function errors(list) {
-  const counts = new Map();
-  for (const text of list) counts.set(text, (counts.get(text) || 0) + 1);
-  return [...counts].map(([text, n]) => ({ text, n }));
-}
+/** What fits; the heading says of how many, and the JSON has them. */
+const first = (items) => items.slice(0, narrow() ? 4 : 15);
 
 export const node = {
   menu: "nodes",
@@ -84,15 +113,17 @@ export const node = {
       }),
       about(([n], context) => (n.alarms.length ? panel(`Alarms (${n.alarms.length})`, { id: "alarms", json: base }, alarmList(n.alarms, context)) : el("span", { hidden: true }))),
       { ...about(([n]) => [panel("Disk", { id: "disk", json: base }, disk(n.disk)), panel("Facts", { id: "facts", json: base }, facts(n))]), class: "two" },
-      about(([n]) => panel("Datasets here", { id: "datasets", json: base }, table("Datasets on this node", datasetColumns, n.datasets, { empty: "Nothing is here, and nothing is to come.", key: (d) => d.dataset }))),
+      about(([n]) => panel("Datasets here", { id: "datasets", json: base, note: partly(first(n.datasets).length, n.totals.datasets) }, table("Datasets on this node", datasetColumns, first(n.datasets), { empty: "Nothing is here, and nothing is to come.", key: (d) => d.dataset }))),
+      about(([n]) => panel("Pinned or in use", { id: "keepers", json: base, note: partly(n.keepers.length, n.totals.keepers) || "what keeps a version here" }, table("Pinned or in use", keeperColumns, n.keepers, { empty: "Nobody keeps anything here: all of it may be evicted, but for last copies.", key: (k) => `${k.dataset}-${k.kind}-${k.by}` }))),
+      about(([n]) => panel("Carriers and rails", { id: "carriers", json: base }, ...carriers(n))),
       {
         ...about(([n]) => [
-          panel("Fed by", { id: "links-in", json: base }, table("Fed by", linkColumns("From"), n.links_in, { empty: "Nobody sends to it now." })),
-          panel("Feeds", { id: "links-out", json: base }, table("Feeds", linkColumns("To"), n.links_out, { empty: "It sends to nobody now." })),
+          panel("Fed by", { id: "links-in", json: base, note: partly(first(n.links_in).length, n.totals.links_in) }, table("Fed by", linkColumns("From"), first(n.links_in), { empty: "Nobody sends to it now." })),
+          panel("Feeds", { id: "links-out", json: base, note: partly(first(n.links_out).length, n.totals.links_out) }, table("Feeds", linkColumns("To"), first(n.links_out), { empty: "It sends to nobody now." })),
         ]),
         class: "two",
       },
-      about(([n]) => panel("Moving now", { id: "transfers", json: base }, table("Transfers", transferColumns, n.transfers, { empty: "Nothing moves." }))),
+      about(([n]) => panel("Moving now", { id: "transfers", json: base, note: partly(first(n.transfers).length, n.totals.transfers) }, table("Transfers", transferColumns, first(n.transfers), { empty: "Nothing moves." }))),
       about(([n]) => panel("Compared with the others", { id: "compared", json: base }, table("Compared", comparedColumns, n.compared, {}))),
       about(([n]) =>
         panel(
@@ -109,11 +140,11 @@ export const node = {
       about(([n]) =>
         panel(
           "Last errors",
-          { id: "errors", json: base },
+          { id: "errors", json: base, note: "the latest first" },
           table("Last errors", [
             { head: "Error", cell: (e) => e.text },
-            { head: "Times", number: true, cell: (e) => String(e.n) },
-          ], errors(n.last_errors), { empty: "None." }),
+            { head: "Times", number: true, cell: (e) => String(e.count) },
+          ], n.errors, { empty: "None." }),
         ),
       ),
       { render: () => el("p", {}, el("a", { href: link("events", "", { node: argument }) }, `Events about ${argument}`)) },

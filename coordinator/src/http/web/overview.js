@@ -38,16 +38,17 @@ export function verdictCell(d) {
     ...v.waiting_for.map((b) =>
       el("div", { class: "soft" }, el("a", { href: link("nodes", b.node), "data-key": `w-${d.dataset}-${b.node}` }, b.node), ` ${b.state}${b.reason ? `: ${b.reason}` : ""}`),
     ),
+    v.waiting_for.length && v.nodes_wanted - v.nodes_ready > v.waiting_for.length ? el("div", { class: "soft" }, `and ${count(v.nodes_wanted - v.nodes_ready - v.waiting_for.length, "more node")}`) : null,
   );
 }
 
 export const datasetColumns = [
   { head: "Dataset", cell: (d) => el("a", { href: link("datasets", d.dataset), "data-key": `d-${d.dataset}` }, d.dataset) },
   { head: "Where", cell: verdictCell },
-  { head: "Kind", cell: (d) => d.kind },
+  { head: "Kind", minor: true, cell: (d) => d.kind },
   { head: "Shards", number: true, cell: (d) => d.shards.toLocaleString("en") },
   { head: "Size", number: true, cell: (d) => bytes(d.bytes) },
-  { head: "Origin checksums", cell: (d) => (d.origin_verified ? "all compared" : state("warning", "none to compare")) },
+  { head: "Origin checksums", minor: true, cell: (d) => (d.origin_verified ? "all compared" : state("warning", "none to compare")) },
 ];
 
 export const stageColumns = [
@@ -63,7 +64,7 @@ export const stageColumns = [
         s.state === "running" ? bar(s.bytes_ready, s.bytes_total, `Stage ${s.id}`) : null,
       ),
   },
-  { head: "Nodes", number: true, cell: (s) => String(s.nodes.length) },
+  { head: "Nodes", number: true, minor: true, cell: (s) => String(s.nodes.length) },
   {
     head: "Left",
     cell: (s) => (s.state === "running" ? el("span", {}, span(s.eta_s), el("div", { class: "soft" }, s.eta_basis)) : "–"),
@@ -75,22 +76,24 @@ export const stageColumns = [
     cell: (s) => el("span", { title: "time over its lower bound, from measured rates" }, ratio(s.ratio_to_bound), s.bound_s === null ? null : el("div", { class: "soft" }, `${s.bound_by} · T* ${span(s.bound_s)}`)),
   },
   { head: "S3 ÷ dataset", number: true, cell: (s) => (s.dataset_bytes ? ratio(s.origin_bytes / s.dataset_bytes) : "–") },
-  { head: "Found in place", number: true, cell: (s) => bytes(s.bytes_found) },
+  { head: "Found in place", number: true, minor: true, cell: (s) => bytes(s.bytes_found) },
 ];
 
 function tiles(t) {
   const tile = (name, value, note) => el("div", { class: "tile" }, el("dt", {}, name), el("dd", {}, value, note ? el("span", { class: "soft" }, note) : null));
   const r = t.rate_bytes_per_s;
-  return el(
+  const figures = el(
     "dl",
     { class: "tiles" },
     tile("Nodes up", `${t.nodes_up} of ${t.nodes}`),
     tile("Running stages", String(t.stages_running)),
     tile("Arriving now", rate(r.origin + r.rdma + r.tcp), `S3 ${rate(r.origin)} · RDMA ${rate(r.rdma)} · TCP ${rate(r.tcp)}`),
+    tile("Local hits", rate(r.local), `${bytes(t.received_bytes.local)} in all: shards that readers found in place`),
     tile("S3 bytes ÷ dataset bytes", ratio(t.origin_over_dataset), "stages shown below; 1.00 is once per cluster"),
-    tile("Found in place", bytes(t.found_bytes), "local hits of stages shown below"),
+    tile("Found by stages", bytes(t.found_bytes), "there already when the stages shown below began"),
     tile("Disks", percent(t.used_bytes, t.capacity_bytes), `${bytes(t.used_bytes)} of ${bytes(t.capacity_bytes)}`),
   );
+  return panel("At a glance", { id: "glance", json: "overview" }, figures);
 }
 
 export const overview = {
@@ -103,16 +106,14 @@ export const overview = {
     return [
       {
         watches: ["overview"],
-        render: ([o]) => [
-          el("p", { class: `headline ${o.headline.state}`, id: "headline" }, state(o.headline.state === "waiting" ? "staging" : o.headline.state === "empty" ? "idle" : o.headline.state, o.headline.text)),
-          tiles(o.totals),
-        ],
+        render: ([o]) => el("p", { class: `headline ${o.headline.state}`, id: "headline" }, state({ waiting: "staging", empty: "idle" }[o.headline.state] || o.headline.state, o.headline.text)),
       },
       {
         watches: ["overview"],
         render: ([o], context) =>
           panel(o.alarms.length ? `Alarms (${o.alarms.length})` : "Alarms", { id: "alarms", json: "alarms" }, alarmList(o.alarms, context)),
       },
+      { watches: ["overview"], render: ([o]) => tiles(o.totals) },
       {
         watches: ["overview"],
         render: ([o]) =>

@@ -51,7 +51,7 @@ fn everything_comes_back() {
         store.commit(&[version(1), version(2), version(3)]).unwrap();
         store.commit(&learn(digest(1), 1020, &[1, 2, 3, 4, 5, 6])).unwrap();
         store.commit(&learn(digest(2), 0, &[9])).unwrap();
-        let pin = |pinned| Change::Pin { digest: digest(1), node: "n".into(), pinned };
+        let pin = |pinned| Change::Pin { digest: digest(1), node: "n".into(), pinned, by: "ann@login".into() };
         store.commit(&[Change::PutStage(stage(1)), Change::PutStage(stage(2)), pin(true)]).unwrap();
         let gone = Change::RemoveVersion { digest: digest(3), name: "d@v3".parse().unwrap() };
         store.commit(&[gone, Change::RemoveStage(StageId(1)), Change::Audit("hello".into())]).unwrap();
@@ -61,7 +61,7 @@ fn everything_comes_back() {
     let names: Vec<_> = loaded.versions.iter().map(|(_, r)| r.name.to_string()).collect();
     assert_eq!(names, ["d@v2", "d@v1"], "in order of creation");
     assert_eq!(loaded.stages, [stage(2)]);
-    assert_eq!(loaded.pins, [(digest(1), "n".to_owned())]);
+    assert_eq!(loaded.pins, [(digest(1), "n".to_owned(), "ann@login".to_owned())]);
     assert_eq!(loaded.removed, [(digest(3), "d@v3".parse().unwrap())]);
     assert_eq!(store.manifest(digest(2)).unwrap(), Some(vec![2; 1000]));
     assert_eq!(store.manifest(digest(3)).unwrap(), None);
@@ -76,7 +76,7 @@ fn a_removed_version_takes_only_its_own_checksums_and_pins() {
     let store = EmbeddedStore::open(dir.path()).unwrap();
     for n in [1, 2, 3] {
         store.commit(&learn(digest(n), 0, &[n.into()])).unwrap();
-        let pin = Change::Pin { digest: digest(n), node: "n".into(), pinned: true };
+        let pin = Change::Pin { digest: digest(n), node: "n".into(), pinned: true, by: String::new() };
         store.commit(&[version(n), pin]).unwrap();
     }
     let gone = Change::RemoveVersion { digest: digest(2), name: "d@v2".parse().unwrap() };
