@@ -34,11 +34,17 @@ impl Core {
         };
         self.counters.requeues += 1;
         let refused = matches!(failure.kind, FailureKind::NoSpace | FailureKind::Disk);
+        let mut complaint = failure.clone();
         self.with(id, |core, ds| {
             let Some(flight) = core.land(ds, now, no, 0) else {
                 return;
             };
             let e = flight.extent;
+            // It said that it has it, and now it says that it does not: as good as no answer.
+            let denies = |peer: NodeId| failure.kind == FailureKind::NotHave && ds.extents[e as usize].have.get(peer.0);
+            if matches!(failure.source, Source::Peer(peer) if denies(peer)) {
+                complaint.kind = FailureKind::Protocol;
+            }
             let extent = &mut ds.extents[e as usize];
             let had =
                 (extent.pieces.end - extent.pieces.start).saturating_sub(missing.count_range(extent.pieces.clone()));
@@ -61,7 +67,7 @@ impl Core {
             self.node_refused(now, node, id, failure.detail);
             return;
         }
-        self.complaint(now, node, &failure);
+        self.complaint(now, node, &complaint);
         self.serve(now, node);
         self.serve_some(now);
     }
