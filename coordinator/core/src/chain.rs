@@ -364,7 +364,7 @@ impl Core {
             self.with(id, |core, ds| match source {
                 _ if !core.chain(ds) => {}
                 Source::Origin if anew => {}
-                Source::Origin => core.take_lease(ds, now, no),
+                Source::Origin => core.stalled(no),
                 Source::Peer(old) => {
                     if let Some(found) = core.chain_source(ds, now, e, to, None).filter(|f| anew || f.source != old) {
                         core.reassign(ds, now, no, Some(found));

@@ -31,6 +31,8 @@ pub(crate) struct Flight {
     pub(crate) priority: u32,
     /// How often its source was changed.
     pub(crate) resourced: u8,
+    /// When so many origin reads are done, those that began after this one stalled are among them.
+    pub(crate) overtaken: Option<u64>,
     /// Counts against the shared origin budget.
     pub(crate) shared_lease: bool,
     /// Positions in the lists of its extent, its node and its source.
@@ -119,6 +121,7 @@ pub(crate) fn sample(node: u32) -> Flight {
         lease_us: 0,
         priority: 0,
         resourced: 0,
+        overtaken: None,
         shared_lease: false,
         at_extent: 0,
         at_node: 0,

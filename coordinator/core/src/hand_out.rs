@@ -51,6 +51,7 @@ impl Core {
             lease_us,
             priority: ds.priority,
             resourced,
+            overtaken: None,
             shared_lease: shared,
             at_extent: extent.flights.len() as u32,
             at_node: self.nodes.get(node)?.flights.len() as u32,

@@ -102,6 +102,8 @@ pub const STALLED_FACTOR: f64 = 2.0;
 pub const OVERDUE_SLACK_US: u64 = 500_000;
 /// In a chain, a source that still waits itself may be late by this many times more: its flow is judged before.
 pub const OVERDUE_CHAIN_FACTOR: f64 = 4.0;
+/// A stalled read is taken away when so many reads are done that began after it stalled.
+pub const OVERTAKEN_READS: u64 = 4;
 /// Each change of source doubles the wait before the next one, so often: perhaps the node itself is the slow one.
 pub const RESOURCE_DOUBLINGS_MAX: u8 = 6;
 

@@ -21,6 +21,8 @@ pub(crate) struct OriginBudget {
     pub(crate) shared: u32,
     /// All leases in flight.
     pub(crate) all: u32,
+    /// Leases that ended.
+    pub(crate) done: u64,
     /// Allowed at once, of the shared.
     pub(crate) budget: u32,
     max: u32,
@@ -49,6 +51,7 @@ impl OriginBudget {
         OriginBudget {
             shared: 0,
             all: 0,
+            done: 0,
             budget: first,
             max: max.max(first),
             pause_until: Time::ZERO,
@@ -85,6 +88,7 @@ impl OriginBudget {
     /// A lease is over; `bytes` came.
     pub(crate) fn ended(&mut self, now: Time, shared: bool, bytes: u64) {
         self.all -= 1;
+        self.done += 1;
         self.shared -= u32::from(shared);
         self.meter.took(now, bytes, self.all == 0);
         self.round.done += 1;

@@ -7,7 +7,7 @@ use crate::catalog::Dataset;
 use crate::event::{Action, NodeInfo, NodeState, Note, Source};
 use crate::flight::FlightNo;
 use crate::limits::{
-    LEASE_SLACK_US, OVERDUE_CHAIN_FACTOR, OVERDUE_FACTOR, OVERDUE_SLACK_US, OVERDUE_UNREADY_FACTOR,
+    LEASE_SLACK_US, OVERDUE_CHAIN_FACTOR, OVERDUE_FACTOR, OVERDUE_SLACK_US, OVERDUE_UNREADY_FACTOR, OVERTAKEN_READS,
     RESOURCE_DOUBLINGS_MAX, STALLED_FACTOR, UNREACHABLE_US,
 };
 
@@ -341,6 +341,15 @@ impl Core {
                     if typical > 0.0 && idle as f64 > STALLED_FACTOR * typical + OVERDUE_SLACK_US as f64 {
                         self.stalled(no);
                     }
+                } else if self.nodes.get(flight.node).is_some_and(|n| n.slow_in.is_slow()) {
+                    // Reads that began after it stalled are done, or nothing else is left to read: it is not the
+                    // origin that is slow.
+                    let overtaken = flight.overtaken.is_some_and(|done| self.origin.done >= done);
+                    let typical = self.with(id, |_, ds| ds.typical_origin_us).unwrap_or_default();
+                    let late = idle as f64 > STALLED_FACTOR * typical + OVERDUE_SLACK_US as f64;
+                    if overtaken || (late && self.origin.shared == 0) {
+                        self.with(id, |core, ds| core.take_lease(ds, now, no));
+                    }
                 }
             }
             Source::Peer(source) => {
@@ -382,6 +391,7 @@ impl Core {
     pub(crate) fn stalled(&mut self, no: FlightNo) {
         if let Some(flight) = self.flights.get_mut(no).filter(|f| f.shared_lease) {
             flight.shared_lease = false;
+            flight.overtaken = Some(self.origin.done + u64::from(self.origin.all) + OVERTAKEN_READS);
             self.origin.stalled();
         }
     }
