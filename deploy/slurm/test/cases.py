@@ -90,7 +90,7 @@ def stage_option_of_the_plugin(rig):
     check("c21@v1" in done.stdout, f"srun: {done}")
     inner = ["srun", "sh", "-c", 'basename "$MILLSTREAM_ROOT"']
     done = rig.slurm("salloc", "-N2", "--stage=c22", *inner, **rig.as_user())
-    check(done.stdout.count("\nc22@v1") == 2, f"salloc: {done}")
+    check(done.stdout.splitlines().count("c22@v1") == 2, f"salloc: {done}")
     for bad in ["../c21", "c21@v1,speed=9", "ghost@v1"]:
         done = rig.slurm("srun", "-N1", f"--stage={bad}", "true", check=False, **rig.as_user())
         check(done.returncode != 0 and "millstream" in done.stderr, f"{bad} was taken: {done}")
@@ -158,7 +158,8 @@ def stage_in_that_ended_early_is_not_believed(rig):
     until("it has its nodes, and not its data", lambda: (j := rig.job(job)) and j["state"] == "staging")
     rig.control("POST", "/rate", {"bytes_per_s": None})
     read_everywhere(rig, job, "c24")
-    check(rig.sent("c24") == size, f"S3 sent {rig.sent('c24')} bytes of {size}")
+    # The stage that ended early had up to four pieces of 256 KiB half read.
+    check(size <= rig.sent("c24") <= size + (1 << 20), f"S3 sent {rig.sent('c24')} bytes of {size}")
 
 
 def settings_that_cannot_be_read_hurt_only_jobs_that_ask(rig):
