@@ -26,7 +26,7 @@ use crate::local::{LocalState, LocalVersion};
 use crate::piece::{Unverified, Verified};
 use crate::storage::{SealError, Store, WriteError};
 use crate::table::PieceTable;
-use crate::transport::{Carrier, Transport};
+use crate::transport::{Carrier, PeerBytes, Transport};
 
 mod care;
 mod carry;
@@ -142,6 +142,8 @@ pub(crate) struct Driver {
     /// Shards that the coordinator told us to drop, and whose bytes are being removed.
     dropping: BTreeSet<(DatasetId, ShardNo)>,
     rates: Rates,
+    /// What the coordinator knows of the bytes from each peer, this session.
+    peers_told: BTreeMap<String, PeerBytes>,
 }
 
 #[derive(Default)]
@@ -173,6 +175,7 @@ impl Driver {
             readers: BTreeMap::new(),
             dropping: BTreeSet::new(),
             rates: Rates::default(),
+            peers_told: BTreeMap::new(),
         }
     }
 
@@ -262,6 +265,7 @@ impl Driver {
             SessionEvent::Up { out, welcome } => {
                 self.from_wire.clear();
                 self.to_wire.clear();
+                self.peers_told.clear();
                 self.session = Some(out);
                 let every = Duration::from_millis(u64::from(welcome.heartbeat_ms.clamp(50, 60_000)));
                 *heartbeat = tokio::time::interval(every);

@@ -134,6 +134,8 @@ pub const RDMA_WRITES_MAX: usize = 4;
 /// How long a peer may take to confirm that it will not write to a slot it was asked to leave alone. After that the
 /// queue pair is destroyed, which is certain, and costs what else is in flight on it.
 pub const RDMA_CANCEL_GRACE: Duration = Duration::from_secs(2);
+/// Peers whose bytes one heartbeat brings up to date: a node receives from a handful at a time.
+pub const PEERS_PER_HEARTBEAT_MAX: usize = 32;
 /// Greeting and the exchange of queue pairs, which take the kernel some milliseconds each, once connected. Until then
 /// the pieces of that peer wait.
 pub const RDMA_SETUP_TIMEOUT: Duration = Duration::from_secs(10);

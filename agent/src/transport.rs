@@ -3,6 +3,7 @@
 //! A carrier takes the requester's slot and gives it back filled: the operation in flight owns the buffer, never a
 //! future that may be dropped. That is what lets a NIC write into it.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
@@ -11,6 +12,8 @@ use millstream_types::{Digest, PieceNo};
 
 use crate::buffers::Slot;
 use crate::piece::{Served, Unverified};
+
+pub use millstream_agent_core::reasons;
 
 pub mod faulty;
 #[cfg(feature = "rdma")]
@@ -35,6 +38,15 @@ impl Carrier {
             Carrier::Rdma => "rdma",
         }
     }
+}
+
+/// Bytes received from one peer, by carrier.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PeerBytes {
+    /// Over RDMA.
+    pub rdma: u64,
+    /// Over TCP.
+    pub tcp: u64,
 }
 
 /// One piece asked of a peer.
@@ -92,6 +104,11 @@ pub enum FetchError {
 pub trait Transport: Send + Sync + fmt::Debug {
     /// The carrier that is used for bytes that do not say themselves by which they came.
     fn carrier(&self) -> Carrier;
+
+    /// Bytes received from each peer, by its address.
+    fn peers(&self) -> BTreeMap<String, PeerBytes> {
+        BTreeMap::new()
+    }
 
     /// Asks `peer` (host:port) for one piece and fills `slot` with exactly `request.len` bytes, summing them while
     /// they are in cache. The transport owns the slot until it returns it inside [`Unverified`] or drops it after

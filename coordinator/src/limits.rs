@@ -98,6 +98,10 @@ pub const NOTICES_MAX: usize = 100;
 pub const REASON_BYTES_MAX: usize = 1024;
 /// Fallback kinds per node: transports, reasons and I/O engines multiply to a few dozen.
 pub const FALLBACKS_MAX: usize = 64;
+/// RDMA devices per node: eight of a large machine, and those of its storage network.
+pub const RDMA_DEVICES_MAX: usize = 32;
+/// Peers per node whose bytes are kept: those with the fewest go first.
+pub const PEERS_PER_NODE_MAX: usize = 256;
 /// Last errors per node.
 pub const NODE_ERRORS_MAX: usize = 16;
 /// Longest URL of an origin.

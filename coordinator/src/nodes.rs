@@ -11,7 +11,9 @@ use millstream_types::{DatasetId, Digest, NodeId, Time};
 use thiserror::Error;
 use tokio::sync::mpsc;
 
-use crate::limits::{FALLBACKS_MAX, NODE_ERRORS_MAX, NODES_MAX, REASON_BYTES_MAX};
+use crate::limits::{
+    FALLBACKS_MAX, NODE_ERRORS_MAX, NODES_MAX, PEERS_PER_NODE_MAX, RDMA_DEVICES_MAX, REASON_BYTES_MAX,
+};
 
 /// One opened stream of one agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -207,6 +209,10 @@ pub struct Report {
     pub capacity_bytes: u64,
     /// Fallbacks of the process that runs.
     pub fallbacks: BTreeMap<FallbackKey, u64>,
+    /// RDMA devices of the process that runs.
+    pub rdma_devices: Vec<v1::RdmaDevice>,
+    /// What the process that runs received from each peer, by address: bytes over RDMA, bytes over TCP.
+    pub peers: BTreeMap<String, (u64, u64)>,
     /// Newest errors.
     pub last_errors: Vec<String>,
     /// When each fallback was counted last.
@@ -248,10 +254,31 @@ impl Report {
             }
         }
         self.fell_back_at.retain(|key, _| self.fallbacks.contains_key(key));
+        self.take_transport(heartbeat.rdma_devices, heartbeat.peers);
         let errors = heartbeat.last_errors.iter().rev().take(NODE_ERRORS_MAX);
         self.last_errors = errors.map(|e| short(e)).collect();
         self.last_errors.reverse();
         new
+    }
+
+    fn take_transport(&mut self, devices: Vec<v1::RdmaDevice>, peers: Vec<v1::PeerBytes>) {
+        let devices = devices.into_iter().take(RDMA_DEVICES_MAX);
+        let checked = |d: v1::RdmaDevice| v1::RdmaDevice {
+            device: short(&d.device),
+            state: short(&d.state),
+            gid: short(&d.gid),
+            kind: short(&d.kind),
+            ..d
+        };
+        self.rdma_devices = devices.map(checked).collect();
+        for peer in peers {
+            self.peers.insert(short(&peer.address), (peer.rdma_bytes, peer.tcp_bytes));
+        }
+        while self.peers.len() > PEERS_PER_NODE_MAX {
+            let least = self.peers.iter().min_by_key(|(_, (rdma, tcp))| rdma.saturating_add(*tcp));
+            let Some(least) = least.map(|(address, _)| address.clone()) else { return };
+            self.peers.remove(&least);
+        }
     }
 
     fn process_ended(&mut self) {
@@ -259,6 +286,8 @@ impl Report {
         self.now = Moved::default();
         (self.in_bytes_per_s, self.out_bytes_per_s) = (0, 0);
         self.fallbacks.clear();
+        self.rdma_devices.clear();
+        self.peers.clear();
         self.fell_back_at.clear();
         self.checksum_failed_at = None;
     }

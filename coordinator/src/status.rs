@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 
 use millstream_coordinator_core::event::{NodeState, Placement};
+use millstream_proto::v1;
 use millstream_types::size::format_size;
 use millstream_types::{DatasetId, StageId, Time};
 use serde::Serialize;
@@ -64,6 +65,8 @@ pub(crate) struct NodeStatus {
     pub(crate) sent_bytes: Sent,
     pub(crate) rate_bytes_per_s: Rate,
     pub(crate) fallbacks: Vec<Fallback>,
+    /// What went over each RDMA device, as the agent and as the device counts it.
+    rdma_devices: Vec<RdmaDevice>,
     io_reason: String,
     http: String,
     pub(crate) agent_version: String,
@@ -99,6 +102,48 @@ pub(crate) struct Sent {
 pub(crate) struct Rate {
     pub(crate) r#in: u64,
     pub(crate) out: u64,
+}
+
+/// Bytes since the device was opened.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub(crate) struct RdmaDevice {
+    device: String,
+    /// `up`, or the reason code of why it is not used now.
+    state: String,
+    port: u32,
+    gid: String,
+    /// `ib`, `roce-v1` or `roce-v2`.
+    kind: String,
+    mtu_bytes: u32,
+    queue_pairs: u64,
+    /// Piece bytes that peers wrote into slots of this node.
+    received_bytes: u64,
+    sent_bytes: u64,
+    /// What the device itself counts; null when it does not.
+    wire_received_bytes: Option<u64>,
+    wire_sent_bytes: Option<u64>,
+    /// The device counted no less than the agent: those bytes were on the wire. Null when it does not count.
+    confirmed: Option<bool>,
+}
+
+impl RdmaDevice {
+    fn of(d: &v1::RdmaDevice) -> RdmaDevice {
+        let confirmed = d.wire_received_bytes.zip(d.wire_sent_bytes);
+        RdmaDevice {
+            device: d.device.clone(),
+            state: d.state.clone(),
+            port: d.port,
+            gid: d.gid.clone(),
+            kind: d.kind.clone(),
+            mtu_bytes: d.mtu_bytes,
+            queue_pairs: d.queue_pairs,
+            received_bytes: d.received_bytes,
+            sent_bytes: d.sent_bytes,
+            wire_received_bytes: d.wire_received_bytes,
+            wire_sent_bytes: d.wire_sent_bytes,
+            confirmed: confirmed.map(|(received, sent)| received >= d.received_bytes && sent >= d.sent_bytes),
+        }
+    }
 }
 
 #[derive(Clone, Debug, Serialize, ToSchema)]
@@ -259,6 +304,7 @@ impl State {
             state: state.as_str(),
             address: node.address().to_owned(),
             fallbacks: fallbacks.collect(),
+            rdma_devices: report.rdma_devices.iter().map(RdmaDevice::of).collect(),
             disk: Disk {
                 capacity_bytes: report.capacity_bytes,
                 used_bytes: report.used_bytes,

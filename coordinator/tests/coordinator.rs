@@ -299,6 +299,15 @@ async fn status_has_the_shape_that_scripts_rely_on() {
         used_bytes: 9,
         capacity_bytes: 10,
         fallbacks: vec![fallback],
+        rdma_devices: vec![v1::RdmaDevice {
+            device: "mlx5_0".into(),
+            state: "up".into(),
+            received_bytes: 7,
+            wire_received_bytes: Some(9),
+            wire_sent_bytes: Some(0),
+            ..Default::default()
+        }],
+        peers: vec![v1::PeerBytes { address: "10.0.0.9:7072".into(), rdma_bytes: 7, tcp_bytes: 5 }],
         ..Default::default()
     };
     agent.say(Body::Heartbeat(heartbeat)).await;
@@ -340,6 +349,12 @@ async fn status_has_the_shape_that_scripts_rely_on() {
         node["fallbacks"],
         serde_json::json!([{"from": "rdma", "to": "tcp", "reason": "no device", "count": 3}])
     );
+    let device = &node["rdma_devices"][0];
+    assert_eq!(
+        (&device["device"], &device["received_bytes"], &device["wire_received_bytes"]),
+        (&"mlx5_0".into(), &7.into(), &9.into())
+    );
+    assert_eq!(device["confirmed"], true);
     keys(&node["sent_bytes"], &["rdma", "tcp"]);
     keys(&node["rate_bytes_per_s"], &["in", "out"]);
     let dataset = &status["datasets"][0];

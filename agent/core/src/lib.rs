@@ -14,6 +14,7 @@ pub mod limits;
 mod order;
 mod owners;
 pub mod rails;
+pub mod reasons;
 pub mod wire;
 
 pub use agent::AgentCore;

@@ -61,12 +61,20 @@ pub enum RdmaError {
         /// The kernel's answer.
         source: io::Error,
     },
+    /// The peer's address cannot be reached from this port.
+    #[error("{device} does not reach the peer's queue pair: {source}")]
+    Connect {
+        /// The device.
+        device: String,
+        /// The kernel's answer.
+        source: io::Error,
+    },
     /// As many queue pairs as are allowed exist already.
     #[error("{device} has its {limit} queue pairs")]
     TooManyQueues {
         /// The device.
         device: String,
-        /// [`crate::QUEUES_MAX`].
+        /// [`crate::RailOptions::queues_max`].
         limit: usize,
     },
     /// The rail has failed before.
@@ -93,6 +101,7 @@ impl RdmaError {
                 _ => "registration-refused",
             },
             RdmaError::Create { .. } => "no-resources",
+            RdmaError::Connect { .. } => "no-route",
             RdmaError::TooManyQueues { .. } => "queue-pairs-used-up",
             RdmaError::Failed { fault, .. } => fault.reason(),
         }

@@ -28,4 +28,4 @@ pub use error::{Fault, RdmaError};
 pub use limits::*;
 pub use memory::{Mapping, Source, Target};
 pub use queue::{Address, Lease, Lent, Queue};
-pub use rail::{KeyKind, Rail, RailOptions, RailState};
+pub use rail::{KeyKind, Rail, RailOptions, RailState, Traffic};

@@ -7,7 +7,25 @@ use millstream_types::{DatasetId, ShardNo};
 use tokio::sync::oneshot;
 
 use super::{Ask, Driver, Input};
+use crate::counters::RdmaDevice;
+use crate::limits::PEERS_PER_HEARTBEAT_MAX;
 use crate::verify;
+
+fn device(d: RdmaDevice) -> v1::RdmaDevice {
+    v1::RdmaDevice {
+        device: d.device,
+        state: d.state,
+        gid: d.gid,
+        kind: d.kind,
+        port: d.port,
+        mtu_bytes: d.mtu_bytes,
+        queue_pairs: d.queue_pairs,
+        received_bytes: d.received_bytes,
+        sent_bytes: d.sent_bytes,
+        wire_received_bytes: d.wire_received_bytes,
+        wire_sent_bytes: d.wire_sent_bytes,
+    }
+}
 
 impl Driver {
     pub(super) fn heartbeat(&mut self) {
@@ -34,6 +52,7 @@ impl Driver {
         if self.session.is_none() {
             return;
         }
+        let peers = self.changed_peers();
         let c = &self.parts.counters;
         let fallbacks = c.fallbacks().into_iter();
         let fallbacks = fallbacks.map(|((from, to, reason), count)| v1::Fallback { from, to, reason, count }).collect();
@@ -53,8 +72,22 @@ impl Driver {
             checksum_failures: c.checksum_failures(),
             sequence: 0,
             last_errors: c.last_errors(),
+            peers,
+            rdma_devices: c.rdma().into_iter().map(device).collect(),
         };
         self.send(Body::Heartbeat(heartbeat));
+    }
+
+    /// Peers from which something came since the last heartbeat of this session; what does not fit goes with the next.
+    fn changed_peers(&mut self) -> Vec<v1::PeerBytes> {
+        let mut changed = Vec::new();
+        for (address, bytes) in self.parts.transport.peers() {
+            if changed.len() < PEERS_PER_HEARTBEAT_MAX && self.peers_told.get(&address) != Some(&bytes) {
+                self.peers_told.insert(address.clone(), bytes);
+                changed.push(v1::PeerBytes { address, rdma_bytes: bytes.rdma, tcp_bytes: bytes.tcp });
+            }
+        }
+        changed
     }
 
     pub(super) fn apply_ask(&mut self, ask: Ask) {

@@ -18,7 +18,7 @@ use millstream_types::Time;
 use serde_json::{Value, json};
 
 use super::tcp::TcpTransport;
-use super::{Carrier, FetchError, PieceRequest, Transport};
+use super::{Carrier, FetchError, PeerBytes, PieceRequest, Transport};
 use crate::buffers::{Arena, Slot};
 use crate::counters::Counters;
 use crate::limits::PEERS_MAX;
@@ -29,15 +29,6 @@ type Rdma = super::rdma::Rdma;
 /// Built without RDMA: there is never one.
 #[cfg(not(feature = "rdma"))]
 type Rdma = std::convert::Infallible;
-
-/// Bytes received from one peer, by carrier.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct PeerBytes {
-    /// Over RDMA.
-    pub rdma: u64,
-    /// Over TCP.
-    pub tcp: u64,
-}
 
 #[derive(Default)]
 struct State {
@@ -174,11 +165,6 @@ impl SelectTransport {
         }
     }
 
-    /// Bytes received from each peer, by its address.
-    pub fn peers(&self) -> BTreeMap<String, PeerBytes> {
-        self.locked().peers.clone()
-    }
-
     /// For the status of this node: carriers, devices with their counters, bytes by peer, who is cooling down.
     pub fn describe(&self) -> Value {
         let state = self.locked();
@@ -198,6 +184,7 @@ impl SelectTransport {
             counters.sent_rdma.set(rdma.stats().sent_bytes());
             counters.rdma_copied.set(rdma.stats().copied_bytes());
             counters.rdma_devices.set(rdma.devices());
+            counters.set_rdma(rdma.device_list());
         }
     }
 
@@ -245,6 +232,10 @@ impl Drop for Probe<'_> {
 impl Transport for SelectTransport {
     fn carrier(&self) -> Carrier {
         Carrier::Tcp
+    }
+
+    fn peers(&self) -> BTreeMap<String, PeerBytes> {
+        self.locked().peers.clone()
     }
 
     async fn fetch(

@@ -31,6 +31,7 @@ pub struct Builder {
     nodes: usize,
     agent_arguments: Vec<String>,
     agent_environment: BTreeMap<usize, Vec<(String, String)>>,
+    agent_wrapper: BTreeMap<usize, Vec<String>>,
     versioned: bool,
 }
 
@@ -44,6 +45,13 @@ impl Builder {
     /// An environment variable for one agent, such as a fault to serve with.
     pub fn agent_env(mut self, agent: usize, name: &str, value: &str) -> Builder {
         self.agent_environment.entry(agent).or_default().push((name.into(), value.into()));
+        self
+    }
+
+    /// A program that starts one agent, such as `prlimit` with its arguments; it must become it (`exec`).
+    #[allow(dead_code)] // the tests with RDMA use it
+    pub fn agent_wrapper(mut self, agent: usize, command: &[&str]) -> Builder {
+        self.agent_wrapper.insert(agent, command.iter().map(|&word| word.to_owned()).collect());
         self
     }
 
@@ -62,6 +70,7 @@ impl Builder {
 /// A daemon that can be killed and started again.
 pub struct Daemon {
     name: String,
+    wrapper: Vec<String>,
     arguments: Vec<String>,
     environment: Vec<(String, String)>,
     dir: PathBuf,
@@ -70,9 +79,16 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    fn start(name: &str, arguments: Vec<String>, environment: Vec<(String, String)>, dir: &Path) -> Daemon {
+    fn start(
+        name: &str,
+        wrapper: Vec<String>,
+        arguments: Vec<String>,
+        environment: Vec<(String, String)>,
+        dir: &Path,
+    ) -> Daemon {
         let name = name.to_owned();
-        let mut daemon = Daemon { name, arguments, environment, dir: dir.into(), child: None, ready: Value::Null };
+        let mut daemon =
+            Daemon { name, wrapper, arguments, environment, dir: dir.into(), child: None, ready: Value::Null };
         daemon.restart();
         daemon
     }
@@ -103,7 +119,7 @@ impl Daemon {
         let ready = self.dir.join(format!("{}.ready", self.name));
         let _ = fs::remove_file(&ready);
         let log = File::options().append(true).create(true).open(self.log_path()).unwrap();
-        let child = millstream()
+        let child = wrapped(&self.wrapper)
             .args(&self.arguments)
             .arg("--ready-file")
             .arg(&ready)
@@ -203,7 +219,13 @@ impl Cluster {
 
     /// The same, with more to say.
     pub fn builder(nodes: usize) -> Builder {
-        Builder { nodes, agent_arguments: Vec::new(), agent_environment: BTreeMap::new(), versioned: false }
+        Builder {
+            nodes,
+            agent_arguments: Vec::new(),
+            agent_environment: BTreeMap::new(),
+            agent_wrapper: BTreeMap::new(),
+            versioned: false,
+        }
     }
 
     fn new(builder: Builder) -> Cluster {
@@ -223,7 +245,8 @@ impl Cluster {
         let state = dir.path().join("state").to_string_lossy().into_owned();
         let grpc = format!("127.0.0.1:{}", fixed_port());
         let arguments = ["coordinator", "--grpc", &grpc, "--http", "127.0.0.1:0", "--state-dir", &state];
-        let coordinator = Daemon::start("coordinator", arguments.map(str::to_owned).into(), aws.clone(), dir.path());
+        let coordinator =
+            Daemon::start("coordinator", Vec::new(), arguments.map(str::to_owned).into(), aws.clone(), dir.path());
         let url = format!("http://{grpc}");
         let mut agents: Vec<Daemon> = Vec::new();
         let mut roots = Vec::new();
@@ -261,7 +284,8 @@ impl Cluster {
             arguments.extend(builder.agent_arguments.iter().cloned());
             let mut environment = aws.clone();
             environment.extend(builder.agent_environment.get(&i).cloned().unwrap_or_default());
-            agents.push(Daemon::start(&name, arguments, environment, dir.path()));
+            let wrapper = builder.agent_wrapper.get(&i).cloned().unwrap_or_default();
+            agents.push(Daemon::start(&name, wrapper, arguments, environment, dir.path()));
             roots.push(data.join("datasets"));
         }
         let expected = Expected::default();
@@ -386,12 +410,7 @@ impl Cluster {
     /// A node's own status, from its socket.
     #[allow(dead_code)] // the tests with RDMA use it
     pub fn own_status(&self, i: usize) -> Value {
-        use std::io::{BufRead, BufReader, Write};
-        let mut socket = std::os::unix::net::UnixStream::connect(self.agents[i].ready_text("socket")).unwrap();
-        socket.write_all(b"{\"op\":\"status\"}\n").unwrap();
-        let mut line = String::new();
-        BufReader::new(socket).read_line(&mut line).unwrap();
-        serde_json::from_str(&line).unwrap()
+        ask_socket(Path::new(&self.agents[i].ready_text("socket")), &serde_json::json!({"op": "status"}))
     }
 
     /// Polls until the status document says so.
@@ -435,6 +454,22 @@ impl Cluster {
         command.output().unwrap()
     }
 
+    /// Runs a client verb against one node's agent, started by another program.
+    #[allow(dead_code)] // the tests with RDMA use it
+    pub fn wrapped_at(&self, i: usize, wrapper: &[&str], arguments: &[&str]) -> Output {
+        let wrapper: Vec<String> = wrapper.iter().map(|&word| word.to_owned()).collect();
+        let socket = self.agents[i].ready_text("socket");
+        let mut command = wrapped(&wrapper);
+        command.args(arguments).env("MILLSTREAM_COORDINATOR", &self.url).env("MILLSTREAM_SOCKET", socket);
+        command.output().unwrap()
+    }
+
+    /// A document of the coordinator's HTTP API.
+    #[allow(dead_code)] // the tests with RDMA use it
+    pub fn get(&self, path: &str) -> Value {
+        serde_json::from_str(&get(&self.coordinator.ready_text("http"), path)).unwrap()
+    }
+
     /// A connection to one node's Unix socket.
     pub fn socket(&self, i: usize) -> Socket {
         Socket(BufReader::new(UnixStream::connect(self.agents[i].ready_text("socket")).unwrap()))
@@ -447,6 +482,12 @@ impl Cluster {
         assert!(output.status.success(), "{arguments:?}: {:?} {error}", output.status.code());
         String::from_utf8(output.stdout).unwrap()
     }
+}
+
+/// One question to the socket of an agent.
+#[allow(dead_code)] // the tests with RDMA use it
+pub fn ask_socket(path: &Path, request: &Value) -> Value {
+    Socket(BufReader::new(UnixStream::connect(path).unwrap())).ask(request.clone())
 }
 
 /// A conversation with an agent, as a trainer has it.
@@ -486,12 +527,18 @@ impl Drop for Cluster {
     }
 }
 
-/// The samples at an HTTP port, by series (name and labels).
-fn metrics_at(address: &str) -> BTreeMap<String, f64> {
+/// The body at a path of an HTTP port.
+fn get(address: &str, path: &str) -> String {
     let mut stream = TcpStream::connect(address).unwrap();
-    write!(stream, "GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").unwrap();
+    write!(stream, "GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").unwrap();
     let mut text = String::new();
     stream.read_to_string(&mut text).unwrap();
+    text.split_once("\r\n\r\n").unwrap_or_default().1.to_owned()
+}
+
+/// The samples at an HTTP port, by series (name and labels).
+fn metrics_at(address: &str) -> BTreeMap<String, f64> {
+    let text = get(address, "/metrics");
     let samples = text.lines().filter(|l| l.starts_with("millstream_")).filter_map(|l| l.rsplit_once(' '));
     samples.map(|(series, value)| (series.to_owned(), value.parse().unwrap())).collect()
 }
@@ -523,7 +570,16 @@ pub fn until(what: &str, mut probe: impl FnMut() -> bool) {
 
 /// The binary, without settings of the machine that the tests run on.
 pub fn millstream() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_millstream"));
+    wrapped(&[])
+}
+
+/// The same, started by another program.
+fn wrapped(wrapper: &[String]) -> Command {
+    let binary = env!("CARGO_BIN_EXE_millstream");
+    let mut command = Command::new(wrapper.first().map_or(binary, String::as_str));
+    if let Some((_, rest)) = wrapper.split_first() {
+        command.args(rest).arg(binary);
+    }
     for (name, _) in std::env::vars_os() {
         let text = name.to_string_lossy();
         if text.starts_with("MILLSTREAM_") || text.starts_with("AWS_") {

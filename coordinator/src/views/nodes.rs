@@ -30,10 +30,21 @@ pub(crate) struct NodeDetail {
     links_in: Vec<Link>,
     /// Whom it feeds.
     links_out: Vec<Link>,
+    /// What it received from each peer since its process began, by carrier; the most first.
+    from_peers: Vec<FromPeer>,
     /// What it receives and sends now.
     transfers: Vec<TransferItem>,
     /// Versions of which it has or shall have something.
     datasets: Vec<NodeDataset>,
+}
+
+/// Piece bytes from one peer.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub(crate) struct FromPeer {
+    /// A node, or an address where no node is now.
+    peer: String,
+    rdma_bytes: u64,
+    tcp_bytes: u64,
 }
 
 /// A measure of a node beside the median of all.
@@ -98,6 +109,7 @@ impl State {
             compared: self.compared(now, node),
             links_in,
             links_out,
+            from_peers: self.from_peers(node),
             transfers: items.map(|(dataset, t)| self.transfer_item(*dataset, t)).collect(),
             datasets: self.node_datasets(now, node),
         }
@@ -128,6 +140,22 @@ impl State {
             transfers: transfers.iter().filter(|(_, t)| t.source == me && t.node == peer).count() as u32,
         };
         sorted(to.into_iter().map(link).collect())
+    }
+
+    fn from_peers(&self, node: &Node) -> Vec<FromPeer> {
+        let name = |address: &str| {
+            let at = self.nodes.iter().find(|n| n.address() == address);
+            at.map_or_else(|| address.to_owned(), |n| n.name.clone())
+        };
+        let from = |(address, &(rdma_bytes, tcp_bytes)): (&String, &(u64, u64))| FromPeer {
+            peer: name(address),
+            rdma_bytes,
+            tcp_bytes,
+        };
+        let mut all: Vec<FromPeer> = node.report.peers.iter().map(from).collect();
+        all.sort_by_key(|p| std::cmp::Reverse(p.rdma_bytes.saturating_add(p.tcp_bytes)));
+        all.truncate(SHOWN);
+        all
     }
 
     fn node_datasets(&self, now: Time, node: &Node) -> Vec<NodeDataset> {

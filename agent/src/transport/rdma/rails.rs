@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use millstream_agent_core::cooldown::{Cooldowns, Trial};
-use millstream_agent_core::rails::{RailView, choose_rail};
+use millstream_agent_core::rails::{RailFaults, RailView, choose_rail};
 use millstream_agent_core::wire::QueuePair;
 use millstream_rdma::{Gid, Link, Mapping, Rail, RailOptions, RailState, RdmaError};
 use millstream_types::Time;
@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use super::Node;
 use crate::buffers::Arena;
 use crate::config::RdmaMode;
+use crate::counters::RdmaDevice;
 use crate::limits::RAIL_LOOK_PERIOD;
 
 const SYSFS: &str = "/sys/class/infiniband";
@@ -28,6 +29,8 @@ struct Up {
 struct State {
     up: Vec<Up>,
     cooldowns: Cooldowns,
+    /// With which peers which rails failed.
+    faults: RailFaults,
     /// A device was seen, now or earlier: doing without is then a fallback.
     seen: bool,
     /// Why the last attempt failed.
@@ -164,25 +167,73 @@ impl Rails {
             distance: distance(up.numa_node),
             up: *up.rail.state().borrow() == RailState::Up
                 && address.is_none_or(|a| a.infiniband == (up.rail.port().link == Link::InfiniBand)),
+            faults: if address.is_none() { state.faults.count(peer, up.rail.device()) } else { 0 },
             shared_prefix: address.map_or(0, |a| Gid(a.gid).common_prefix(up.rail.gid().gid)),
         };
         let views: Vec<RailView> = state.up.iter().map(view).collect();
         choose_rail(&views, peer).map(|at| state.up[at].rail.clone())
     }
 
+    /// A queue pair to `peer` over `device` carried a piece.
+    pub(super) fn worked(&self, peer: &str, device: &str) {
+        self.locked().faults.worked(peer, device);
+    }
+
+    /// A queue pair to `peer` over `device` carried nothing: the next one tries another rail, if there is one.
+    pub(super) fn failed(&self, peer: &str, device: &str) {
+        self.locked().faults.failed(peer, device);
+    }
+
+    /// The devices: those in use, with what went over them, and those that are left alone for now.
+    pub(super) fn devices(&self) -> Vec<RdmaDevice> {
+        let (rails, waiting) = {
+            let state = self.locked();
+            let rails: Vec<Rail> = state.up.iter().map(|up| up.rail.clone()).collect();
+            let waiting = state.cooldowns.waiting().map(|(device, reason)| (device.to_owned(), reason));
+            (rails, waiting.collect::<Vec<_>>())
+        };
+        let is_used = |device: &str| rails.iter().any(|rail| rail.device() == device);
+        let waiting = waiting.iter().filter(|(device, _)| !is_used(device)).map(|(device, reason)| RdmaDevice {
+            device: device.clone(),
+            state: (*reason).to_owned(),
+            ..RdmaDevice::default()
+        });
+        rails.iter().map(described).chain(waiting).collect()
+    }
+
+    /// For the status: the devices with all counters they have.
     pub(super) fn describe(&self) -> Vec<Value> {
         let rails: Vec<Rail> = self.locked().up.iter().map(|up| up.rail.clone()).collect();
-        let one = |rail: &Rail| {
-            let counters: serde_json::Map<String, Value> =
-                rail.hardware_counters().into_iter().map(|(name, value)| (name, value.into())).collect();
-            json!({
-                "device": rail.device(), "port": rail.port().number, "gid": rail.gid().gid.to_string(),
-                "kind": rail.gid().kind.as_str(), "mtu_bytes": rail.port().mtu_bytes(),
-                "queue_pairs": rail.queues(), "received_bytes": rail.received_bytes(),
-                "wire_received_bytes": rail.wire_received_bytes(), "counters": counters,
-            })
+        let one = |device: &RdmaDevice| {
+            let mut value = json!(device);
+            value["confirmed"] = json!(device.is_confirmed());
+            let rail = rails.iter().find(|rail| rail.device() == device.device);
+            let counters = rail.map(Rail::hardware_counters).unwrap_or_default();
+            value["counters"] = Value::Object(counters.into_iter().map(|(name, n)| (name, n.into())).collect());
+            value
         };
-        rails.iter().map(one).collect()
+        self.devices().iter().map(one).collect()
+    }
+}
+
+fn described(rail: &Rail) -> RdmaDevice {
+    let (port, gid, traffic) = (rail.port(), rail.gid(), rail.traffic());
+    let state = match *rail.state().borrow() {
+        RailState::Up => "up",
+        RailState::Failed(fault) => fault.reason(),
+    };
+    RdmaDevice {
+        device: rail.device().to_owned(),
+        port: u32::from(port.number),
+        state: state.to_owned(),
+        gid: gid.gid.to_string(),
+        kind: gid.kind.as_str().to_owned(),
+        mtu_bytes: port.mtu_bytes(),
+        queue_pairs: rail.queues() as u64,
+        received_bytes: traffic.received_bytes,
+        sent_bytes: traffic.sent_bytes,
+        wire_received_bytes: traffic.wire_received_bytes,
+        wire_sent_bytes: traffic.wire_sent_bytes,
     }
 }
 
