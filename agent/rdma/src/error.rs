@@ -198,3 +198,19 @@ impl Fault {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Newer libraries have more statuses than this version knows.
+    #[test]
+    fn any_completion_status_is_success_or_a_fault() {
+        assert_eq!(Fault::from_status(0), None);
+        for status in (1..=64).chain([u32::MAX]) {
+            let fault = Fault::from_status(status).expect("not success");
+            assert!(!fault.reason().is_empty());
+        }
+        assert_eq!(Fault::from_status(9999), Some(Fault::Local(9999)));
+    }
+}

@@ -12,6 +12,7 @@
 //!
 //! Numbers that come from C are compared, never turned into Rust enums unseen.
 #![allow(unsafe_code)]
+#![deny(clippy::undocumented_unsafe_blocks)]
 
 mod completion;
 mod device;

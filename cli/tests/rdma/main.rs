@@ -79,7 +79,7 @@ fn offers_rdma(status: &Value, node: usize) -> bool {
 fn a_whole_stage_travels_over_rdma_and_the_device_agrees() {
     let cluster = builder(3).start();
     for i in 0..4u64 {
-        cluster.put_seeded(&format!("train-{i:03}.tar"), i + 1, 6_000_000 + i as usize);
+        cluster.put_seeded(&format!("train-{i:03}.tar"), i + 1, 3_000_000 + i as usize);
     }
     cluster.add();
     let before = packets();
@@ -119,8 +119,8 @@ fn a_whole_stage_travels_over_rdma_and_the_device_agrees() {
 #[test]
 fn nodes_without_rdma_take_part_over_tcp_and_it_is_said() {
     let cluster = builder(3).agent_env(2, "MILLSTREAM_RDMA", "off").start();
-    for i in 0..6u64 {
-        cluster.put_seeded(&format!("train-{i:03}.tar"), i + 1, 3_000_000);
+    for i in 0..4u64 {
+        cluster.put_seeded(&format!("train-{i:03}.tar"), i + 1, 2_000_000);
     }
     cluster.add();
     cluster.stage_and_wait();
@@ -161,8 +161,8 @@ fn fetch_again(cluster: &Cluster, before: u64) {
 #[test]
 fn a_device_that_goes_and_comes_back_costs_no_stage() {
     let cluster = builder(2).start();
-    for i in 0..10u64 {
-        cluster.put_seeded(&format!("train-{i:03}.tar"), i + 1, 4_000_000);
+    for i in 0..6u64 {
+        cluster.put_seeded(&format!("train-{i:03}.tar"), i + 1, 3_000_000);
     }
     cluster.add();
     cluster.stage();
@@ -191,7 +191,7 @@ fn a_port_that_goes_down_or_changes_its_address_is_named_and_used_again() {
         ("ip addr del 10.9.0.1/24 dev dummy0", "ip addr add 10.9.0.1/24 dev dummy0", "gid-changed"),
     ] {
         let cluster = builder(2).start();
-        for i in 0..8u64 {
+        for i in 0..5u64 {
             cluster.put_seeded(&format!("train-{i:03}.tar"), i + 1, 2_000_000);
         }
         cluster.add();
@@ -225,8 +225,8 @@ fn nodes_that_cannot_use_their_device_say_why_and_doctor_says_what_to_do() {
         "mount --bind /dev/null \"$(ldconfig -p | awk '/libibverbs.so.1 /{print $NF; exit}')\"; exec \"$0\" \"$@\"";
     let no_library = ["unshare", "--mount", "bash", "-ec", hide];
     let cluster = builder(3).agent_wrapper(1, &no_memory).agent_wrapper(2, &no_library).start();
-    for i in 0..6u64 {
-        cluster.put_seeded(&format!("train-{i:03}.tar"), i + 1, 2_000_000);
+    for i in 0..3u64 {
+        cluster.put_seeded(&format!("train-{i:03}.tar"), i + 1, 1_000_000);
     }
     cluster.add();
     cluster.stage_and_wait();
@@ -253,8 +253,8 @@ fn nodes_that_cannot_use_their_device_say_why_and_doctor_says_what_to_do() {
 /// One node has everything; the other gets it from there. Returns when it has begun to.
 fn from_one_to_the_other(builder: harness::Builder) -> Cluster {
     let cluster = builder.start();
-    for i in 0..8u64 {
-        cluster.put_seeded(&format!("train-{i:03}.tar"), i + 1, 4_000_000);
+    for i in 0..5u64 {
+        cluster.put_seeded(&format!("train-{i:03}.tar"), i + 1, 3_000_000);
     }
     cluster.add();
     cluster.cli_ok(&["stage", harness::DATASET, "--nodes", "node1", "--wait", "--timeout", "90s"]);

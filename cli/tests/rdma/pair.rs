@@ -177,7 +177,7 @@ fn pair_left() {
     until("both nodes are up", || status().is_some_and(|s| is_up(&s, "left") && is_up(&s, "right")));
 
     every_byte_goes_over_rdma(&mut left);
-    let (lost, other) = a_lost_rail_is_left_for_the_other(&mut left);
+    let lost = a_lost_rail_is_left_for_the_other(&mut left);
     let mut right_device = Value::Null;
     left.right.shell(&format!("rdma link add {lost} type rxe netdev eth{}", u8::from(lost == "rxe2")));
     until("the right node uses the rail again", || {
@@ -185,7 +185,7 @@ fn pair_left() {
         right_device["state"] == "up"
     });
     println!("pair: {lost} is back on the right: {}", right_device["gid"]);
-    a_node_without_a_device_gets_everything_over_tcp(&mut left, other);
+    a_node_without_a_device_gets_everything_over_tcp(&mut left);
     left.right.tell(&json!({"end": true}));
 }
 
@@ -204,23 +204,23 @@ fn every_byte_goes_over_rdma(left: &mut Left) {
 }
 
 /// The right node loses the rail that carried most; both directions move to the other one.
-fn a_lost_rail_is_left_for_the_other(left: &mut Left) -> (&'static str, &'static str) {
+fn a_lost_rail_is_left_for_the_other(left: &mut Left) -> &'static str {
     let first = left.carried("rxe1") >= left.carried("rxe2");
     let (lost, other) = if first { ("rxe1", "rxe2") } else { ("rxe2", "rxe1") };
     let ours = |left: &mut Left| device(&left.own(), other);
     let before = ours(left);
     left.right.shell(&format!("rdma link delete {lost}"));
     let mut datasets = 'b'..='y';
-    until("the other rail carries both ways", || {
+    until("the other rail carries", || {
         left.stage(&datasets.next().expect("one of so many").to_string());
         let now = ours(left);
         ["received_bytes", "sent_bytes"].iter().any(|way| now[way].as_u64() > before[way].as_u64())
     });
     println!("pair: without {lost} on the right, {other} carries; fallbacks {:?}", left.fallbacks());
-    (lost, other)
+    lost
 }
 
-fn a_node_without_a_device_gets_everything_over_tcp(left: &mut Left, _other: &str) {
+fn a_node_without_a_device_gets_everything_over_tcp(left: &mut Left) {
     left.right.tell(&json!({"agent": "stop"}));
     left.right.shell("for r in $(ls /sys/class/infiniband); do rdma link delete $r; done");
     left.right.tell(&json!({"agent": "start"}));

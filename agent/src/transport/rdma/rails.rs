@@ -120,7 +120,8 @@ impl Rails {
                 let bytes: u64 = self.memory.iter().map(|m| m.bytes()).sum();
                 tracing::info!(
                     device, gid = %up.rail.gid().gid, kind = up.rail.gid().kind.as_str(), keys = ?up.rail.keys(),
-                    registered_bytes = bytes, registration_ms = took.as_millis() as u64, again, "RDMA is up"
+                    registered_bytes = bytes, populating_ms = took.0.as_millis() as u64,
+                    registration_ms = took.1.as_millis() as u64, again, "RDMA is up"
                 );
                 state.up.push(up);
             }
@@ -237,28 +238,44 @@ fn described(rail: &Rail) -> RdmaDevice {
     }
 }
 
-/// Memory nodes apart from this process's first: 0 when the same or not known.
+/// How far a device on this memory node is from the nodes that this process may use, as the firmware tells the kernel:
+/// 0 when it is one of them, or not known.
 fn distance(numa_node: Option<u32>) -> u32 {
-    let ours = std::fs::read_to_string("/proc/self/status").ok().and_then(|status| {
-        let line = status.lines().find_map(|l| l.strip_prefix("Mems_allowed_list:"))?.trim().to_owned();
-        line.split([',', '-']).next()?.parse::<u32>().ok()
-    });
-    match (ours, numa_node) {
-        (Some(ours), Some(node)) => ours.abs_diff(node),
-        _ => 0,
-    }
+    let (Some(node), Ok(status)) = (numa_node, std::fs::read_to_string("/proc/self/status")) else { return 0 };
+    let row = std::fs::read_to_string(format!("/sys/devices/system/node/node{node}/distance")).unwrap_or_default();
+    distance_by(node, &status, &row)
 }
 
-fn open(device: &str, options: RailOptions, memory: [Arc<Arena>; 2]) -> Result<(Up, Duration), RdmaError> {
+/// `status` is `/proc/self/status`; `row` has the distances from `node` to each node.
+fn distance_by(node: u32, status: &str, row: &str) -> u32 {
+    let list = status.lines().find_map(|line| line.strip_prefix("Mems_allowed_list:")).unwrap_or_default();
+    let range = |text: &str| {
+        let (first, last) = text.trim().split_once('-').unwrap_or((text.trim(), text.trim()));
+        Some(first.parse::<u32>().ok()?..=last.parse().ok()?)
+    };
+    let allowed: Vec<_> = list.split(',').filter_map(range).collect();
+    let is_allowed = |node: u32| allowed.iter().any(|range| range.contains(&node));
+    if allowed.is_empty() || is_allowed(node) {
+        return 0;
+    }
+    let known = (0..).zip(row.split_whitespace()).filter(|(other, _)| is_allowed(*other));
+    // Not told: farther than any neighbour.
+    known.filter_map(|(_, far)| far.parse().ok()).min().unwrap_or(u32::from(u8::MAX))
+}
+
+/// Also how long it took to bring the memory in, and to register it.
+fn open(device: &str, options: RailOptions, memory: [Arc<Arena>; 2]) -> Result<(Up, (Duration, Duration)), RdmaError> {
     if !Path::new(SYSFS).join(device).exists() {
         return Err(RdmaError::NoDevice { wanted: Some(device.to_owned()) });
     }
     let rail = Rail::open(device, options)?;
     let start = Instant::now();
+    memory.iter().for_each(|arena| arena.populate());
+    let populated = Instant::now();
     for arena in memory {
         rail.register(arena as Arc<dyn Mapping>)?;
     }
-    Ok((Up { numa_node: rail.describe().numa_node, rail }, start.elapsed()))
+    Ok((Up { numa_node: rail.describe().numa_node, rail }, (populated - start, populated.elapsed())))
 }
 
 /// Looks after the rails until the node is gone.
@@ -272,5 +289,20 @@ pub(super) async fn keep(node: Weak<Node>, shutdown: CancellationToken) {
         }
         let Some(node) = node.upgrade() else { return };
         node.rails.look().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_of_all_nodes_that_may_be_used_are_near() {
+        let status = |list: &str| format!("Name:\tx\nMems_allowed_list:\t{list}\n");
+        assert_eq!(distance_by(1, &status("0-1"), "21 10"), 0);
+        assert_eq!(distance_by(1, &status("0"), "21 10"), 21);
+        assert_eq!(distance_by(3, &status("0,2"), "32 21 12 10"), 12);
+        assert_eq!(distance_by(3, &status("0"), ""), 255);
+        assert_eq!(distance_by(3, "", "10"), 0, "not known");
     }
 }
