@@ -95,7 +95,7 @@ mod tests {
     #[test]
     fn a_rail_that_does_not_reach_a_peer_is_left_for_another() {
         let mut faults = RailFaults::default();
-        let mut rails = vec![rail("mlx5_0", 0, true), rail("mlx5_1", 3, true)];
+        let mut rails = [rail("mlx5_0", 0, true), rail("mlx5_1", 3, true)];
         rails[0].shared_prefix = 128;
         let choose = |faults: &RailFaults, peer: &str| {
             let views: Vec<_> =

@@ -109,7 +109,7 @@ impl State {
             compared: self.compared(now, node),
             links_in,
             links_out,
-            from_peers: self.from_peers(node),
+            from_peers: self.bytes_from_peers(node),
             transfers: items.map(|(dataset, t)| self.transfer_item(*dataset, t)).collect(),
             datasets: self.node_datasets(now, node),
         }
@@ -142,7 +142,7 @@ impl State {
         sorted(to.into_iter().map(link).collect())
     }
 
-    fn from_peers(&self, node: &Node) -> Vec<FromPeer> {
+    fn bytes_from_peers(&self, node: &Node) -> Vec<FromPeer> {
         let name = |address: &str| {
             let at = self.nodes.iter().find(|n| n.address() == address);
             at.map_or_else(|| address.to_owned(), |n| n.name.clone())

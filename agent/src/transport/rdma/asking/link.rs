@@ -3,7 +3,8 @@
 use super::*;
 
 /// Ends of a link over which nothing came that may be its rail's fault: the next one tries another.
-const RAIL_REASONS: [&str; 5] = ["retry-exceeded", "receiver-not-ready", "remote-access", "local-error", "peer-fault"];
+const RAIL_REASONS: [&str; 6] =
+    ["retry-exceeded", "receiver-not-ready", "remote-access", "local-error", "peer-fault", "cancel-ignored"];
 
 /// The end of a link that nobody used.
 pub(in crate::transport::rdma) const IDLE: &str = "idle";
@@ -52,6 +53,8 @@ impl Link {
         tokio::spawn(async move {
             let reason = Control { link: &task, stream, held, frames, silence, idle_close }.run().await;
             task.end(reason);
+            // Not always what ended the connection: the first reason is the one that counts.
+            let reason = task.ended().unwrap_or(reason);
             if !task.carried.load(Relaxed) && RAIL_REASONS.contains(&reason) {
                 task.node.rails.failed(&task.peer, task.queue.device());
             }
