@@ -84,7 +84,7 @@ impl Config {
             rdma: RdmaMode::Auto,
             labels: BTreeMap::new(),
             connections_per_peer: 2,
-            origin_concurrency: 8,
+            origin_concurrency: millstream_agent_core::limits::ORIGIN_GETS_MAX,
             scrub_bytes_per_s: 16 << 20,
             drain_timeout: Duration::from_secs(10),
             ready_file: None,
