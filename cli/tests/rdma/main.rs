@@ -1,6 +1,6 @@
 //! Clusters of real processes over one soft-RoCE device: `make test-rdma` runs this in a virtual machine that has
 //! `rxe0` on `dummy0`. The harness is that of the cluster tests.
-#![allow(clippy::unwrap_used, clippy::print_stderr)] // helpers of tests: a panic is the report
+#![allow(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)] // helpers of tests: a panic is the report
 
 #[allow(dead_code)] // each test binary uses its part
 #[path = "../cluster/harness.rs"]
