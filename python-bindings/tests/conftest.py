@@ -232,11 +232,12 @@ def numbers(cluster: Cluster) -> millstream.Dataset:
 
 
 def python(code: str, *arguments: str, **environment: str) -> subprocess.Popen[str]:
-    """Another Python process with the package."""
+    """Another Python process with the package, that takes Ctrl-C even where these tests run in the background."""
     return subprocess.Popen(
         [sys.executable, "-c", code, *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         env=clean_environment(MILLSTREAM_BINARY=binary(), **environment),
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
