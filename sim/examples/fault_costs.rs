@@ -7,7 +7,7 @@
 use millstream_sim::{FaultKind, Outcome, Scenario, run};
 
 fn cluster(seed: u64, nodes: u32, origin: f64) -> Scenario {
-    Scenario::new(seed, nodes, u64::from(nodes.max(16)) << 24, 4).rates(12.5e6, 12.5e6 * origin, 50e6)
+    Scenario::new(seed, nodes, if nodes > 16 { 3 << 29 } else { 256 << 20 }, 4).rates(12.5e6, 12.5e6 * origin, 50e6)
 }
 
 fn kinds(victim: u32) -> [FaultKind; 6] {
