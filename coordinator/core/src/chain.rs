@@ -306,9 +306,10 @@ impl Core {
             {
                 let flow = &mut known.flow;
                 let given = fed.unwrap_or(flow.usual);
-                flow.lag = (flow.lag + given).saturating_sub(flow.came);
                 let stopped = given > CHAIN_LATE_PART * (flow.came + ds.target);
                 let losing = flow.came < given - given / 4;
+                // Small differences are noise: the best of late is more than what comes on average.
+                flow.lag = if losing { flow.lag + given - flow.came } else { flow.lag / 2 };
                 let lagging = losing && flow.lag > 2 * given.max(flow.usual) + CHAIN_BREAK_EXTENTS * ds.target;
                 let judged = now >= if before.is_some() { self.judged_from } else { self.head_judged_from };
                 if found.is_none() && judged && (stopped || lagging) {
