@@ -5,7 +5,7 @@
 #[allow(dead_code)] // each test binary uses its part
 #[path = "../cluster/harness.rs"]
 mod harness;
-#[allow(dead_code)]
+#[allow(dead_code)] // the harness needs it, the tests with RDMA do not
 #[path = "../cluster/network.rs"]
 mod network;
 #[path = "../cluster/seccomp.rs"]
