@@ -1,7 +1,9 @@
 //! The budget of origin reads: how many leases at once.
 //!
-//! It starts small (what is read from the origin is shared by all nodes, so few parallel reads do), is probed
-//! upwards while nodes go hungry and more leases make the origin faster, and is halved when the origin complains.
+//! It starts small (what is read from the origin is shared by all nodes, so few parallel reads do). While nodes go
+//! hungry it is probed upwards as long as more leases make the origin faster, and downwards as long as fewer do not make
+//! it slower: reads that add nothing only lengthen the queue before the reader's link, and what the reader sends to its
+//! peers waits there for its acknowledgements. It is halved when the origin complains.
 
 use millstream_types::Time;
 
@@ -10,6 +12,13 @@ use crate::membership::{Meter, doubled};
 
 /// A larger budget must make the origin at least this much faster to be kept.
 const PROBE_GAIN: f64 = 1.15;
+/// And a smaller one must leave it at least this fast.
+const PROBE_LOSS: f64 = 0.97;
+/// Fewer leases than these leave gaps between reads: the next one is ordered while another is being read.
+const BUDGET_MIN: u32 = 2;
+/// Shortest round, and how many times the budget ends within it: rates over less are noise.
+const ROUND_US: u64 = 250_000;
+const ROUND_TURNS: u32 = 2;
 /// Rounds between probes, at first and at most.
 const PROBE_REST_MIN: u32 = 4;
 const PROBE_REST_MAX: u32 = 256;
@@ -34,8 +43,12 @@ pub(crate) struct OriginBudget {
     round: Round,
     rest: u32,
     rest_next: u32,
-    /// Budget and rate before the running probe.
+    /// The next probe is downwards.
+    downwards: bool,
+    /// Budget before the running probe, and the rate that it is compared with.
     probe: Option<(u32, f64)>,
+    /// Rate when the running series of probes downwards began: small losses do not add up.
+    full_rate: f64,
 }
 
 #[derive(Debug, Default)]
@@ -61,7 +74,9 @@ impl OriginBudget {
             round: Round::default(),
             rest: 1,
             rest_next: PROBE_REST_MIN,
+            downwards: false,
             probe: None,
+            full_rate: 0.0,
         }
     }
 
@@ -95,12 +110,13 @@ impl OriginBudget {
         self.round.bytes += bytes;
     }
 
-    /// Ends a round once as many leases ended as the budget allows. `hungry`: nodes wait for the origin.
+    /// Ends a round once it is long enough. `hungry`: nodes wait for the origin.
     pub(crate) fn end_round(&mut self, now: Time, hungry: bool) {
-        if self.round.done < self.budget.max(4) {
+        let took = now.since(self.round.start);
+        if self.round.done < (ROUND_TURNS * self.budget).max(4) || took < ROUND_US {
             return;
         }
-        let rate = self.round.bytes as f64 / now.since(self.round.start).max(1) as f64;
+        let rate = self.round.bytes as f64 / took as f64;
         self.round = Round { start: now, done: 0, bytes: 0 };
         if let Some(at) = self.throttled_at {
             if now.since(at) > THROTTLE_MEMORY_US {
@@ -111,28 +127,52 @@ impl OriginBudget {
             }
             return;
         }
-        if let Some((before, rate_before)) = self.probe {
-            if self.rest > 0 {
-                // The first round of a probe still carries the old leases.
-                self.rest -= 1;
-                return;
-            }
-            self.probe = None;
-            if rate < rate_before * PROBE_GAIN {
-                self.budget = before;
-                self.rest = self.rest_next;
-                self.rest_next = (self.rest_next * 2).min(PROBE_REST_MAX);
-                return;
-            }
-            self.rest_next = PROBE_REST_MIN;
-        }
         if self.rest > 0 {
+            // The first round of a probe still carries the old leases.
             self.rest -= 1;
-        } else if hungry && self.budget < self.max {
-            self.probe = Some((self.budget, rate));
-            self.budget = (self.budget + self.budget.div_ceil(2)).min(self.max);
-            self.rest = 1;
+            return;
         }
+        if let Some((before, rate_before)) = self.probe.take() {
+            self.judge_probe(before, rate_before, rate);
+            if self.rest > 0 {
+                return;
+            }
+        }
+        if hungry {
+            self.begin_probe(rate);
+        }
+    }
+
+    /// Keeps a probed budget, and goes on in that direction; or takes the former one, and tries the other direction.
+    fn judge_probe(&mut self, before: u32, rate_before: f64, rate: f64) {
+        let larger = self.budget > before;
+        if rate >= rate_before * if larger { PROBE_GAIN } else { PROBE_LOSS } {
+            self.rest_next = PROBE_REST_MIN;
+            return;
+        }
+        self.budget = before;
+        self.downwards = larger;
+        // Upwards was tried first: now both were.
+        if !larger {
+            self.rest = self.rest_next;
+            self.rest_next = (self.rest_next * 2).min(PROBE_REST_MAX);
+        }
+    }
+
+    fn begin_probe(&mut self, rate: f64) {
+        let next = match self.downwards {
+            true => (self.budget - self.budget.div_ceil(4)).max(BUDGET_MIN.min(self.budget)),
+            false => (self.budget + self.budget.div_ceil(2)).min(self.max),
+        };
+        if next == self.budget {
+            self.downwards = !self.downwards;
+            self.rest = self.rest_next;
+            return;
+        }
+        self.full_rate = if self.downwards { self.full_rate.max(rate) } else { 0.0 };
+        self.probe = Some((self.budget, rate.max(self.full_rate)));
+        self.budget = next;
+        self.rest = 1;
     }
 
     /// The origin asked for fewer requests.
@@ -153,17 +193,19 @@ impl OriginBudget {
 mod tests {
     use super::*;
 
+    /// Rounds of a second each, by the rate that so many leases reach.
     fn rounds(budget: &mut OriginBudget, now: &mut Time, rate: impl Fn(u32) -> f64, count: u32) {
         for _ in 0..count {
-            let n = budget.budget.max(4);
+            let n = ROUND_TURNS * budget.budget.max(4);
+            let bytes = (rate(budget.budget) * 1e6 / f64::from(n)) as u64;
             for _ in 0..n {
                 budget.granted(*now, true);
             }
-            *now = *now + (f64::from(n) * 1e6 / rate(budget.budget)) as u64;
+            *now = *now + 1_000_000;
             for _ in 0..n {
-                budget.ended(*now, true, 1_000_000);
-                budget.end_round(*now, true);
+                budget.ended(*now, true, bytes);
             }
+            budget.end_round(*now, true);
         }
     }
 
@@ -172,10 +214,31 @@ mod tests {
         let mut now = Time(0);
         let mut budget = OriginBudget::new(4, 4096);
         rounds(&mut budget, &mut now, |n| f64::from(n.min(100)), 200);
-        assert!((90..=210).contains(&budget.budget), "{}", budget.budget);
+        assert!((90..=160).contains(&budget.budget), "{}", budget.budget);
         let mut budget = OriginBudget::new(4, 4096);
         rounds(&mut budget, &mut now, |_| 10.0, 200);
-        assert!(budget.budget <= 6, "{}", budget.budget);
+        assert!(budget.budget <= 3, "{}", budget.budget);
+    }
+
+    #[test]
+    fn leases_that_add_nothing_are_given_up_and_no_others() {
+        let mut now = Time(0);
+        for (first, needed) in [(64, 10), (64, 40), (8, 3), (4, 4)] {
+            let mut budget = OriginBudget::new(first, 4096);
+            rounds(&mut budget, &mut now, |n| f64::from(n.min(needed)), 300);
+            assert!((needed..=needed + needed.div_ceil(2)).contains(&budget.budget), "{needed}: {}", budget.budget);
+        }
+    }
+
+    #[test]
+    fn a_short_round_says_nothing() {
+        let mut budget = OriginBudget::new(4, 64);
+        for i in 0..1000 {
+            budget.granted(Time(i * 100), true);
+            budget.ended(Time(i * 100 + 50), true, 1 << 20);
+            budget.end_round(Time(i * 100 + 50), true);
+        }
+        assert_eq!(budget.budget, 4);
     }
 
     #[test]

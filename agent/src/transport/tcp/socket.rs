@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::AsRawFd;
 
-use rustix::net::SendFlags;
+use rustix::net::{SendFlags, sockopt};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::Interest;
 use tokio::net::TcpStream;
@@ -32,7 +32,18 @@ pub(in crate::transport) fn prepare(stream: &TcpStream) -> io::Result<()> {
     let keepalive =
         TcpKeepalive::new().with_time(limits::PEER_KEEPALIVE).with_interval(limits::PEER_KEEPALIVE / 3).with_retries(3);
     socket.set_tcp_keepalive(&keepalive)?;
-    socket.set_tcp_user_timeout(Some(limits::PEER_UNACKED_TIMEOUT))
+    socket.set_tcp_user_timeout(Some(limits::PEER_UNACKED_TIMEOUT))?;
+    avoid_bbr(stream);
+    Ok(())
+}
+
+/// CUBIC where the system's choice is BBR, if the kernel lets us. BBR bounds what is in flight by the shortest round
+/// trip seen, some microseconds here; a node that also reads from the origin has a queue before its link that
+/// acknowledgements of what it sends wait in for tens of milliseconds, and BBR then sends at a fraction of the rate.
+fn avoid_bbr(stream: &TcpStream) {
+    if sockopt::tcp_congestion(stream).is_ok_and(|name| name.starts_with("bbr")) {
+        let _ = sockopt::set_tcp_congestion(stream, "cubic");
+    }
 }
 
 /// Wakes a reader only once this many bytes have come (or the connection ended). The kernel grows the receive buffer
