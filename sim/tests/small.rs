@@ -37,7 +37,7 @@ fn a_cold_start_is_near_its_bound() {
             let outcome = run(Scenario::new(1, nodes, 256 << 20, 4).rates(link, origin, 4.0 * link));
             clean(&outcome);
             assert!(outcome.complete);
-            assert!(outcome.ratio <= 1.02, "{nodes} nodes: T/T* {:.3}", outcome.ratio);
+            assert!(outcome.ratio <= 1.03, "{nodes} nodes: T/T* {:.3}", outcome.ratio);
             assert!(outcome.origin_ratio <= 1.02, "{nodes} nodes: origin {}", outcome.origin_ratio);
         }
     }

@@ -15,7 +15,7 @@ use crate::Core;
 use crate::catalog::{Dataset, ExtentNo};
 use crate::event::{NodeState, Source};
 use crate::limits::{
-    BLAME_US, CHAIN_ALTERNATES, CHAIN_BREAK_EXTENTS, CHAIN_LAG_SWEEPS, CHAIN_LATE_PART, CHAIN_NODES_MAX, CHAIN_PART,
+    BLAME_US, CHAIN_ALTERNATES, CHAIN_BREAK_EXTENTS, CHAIN_HEAD_SLACK, CHAIN_LATE_PART, CHAIN_NODES_MAX, CHAIN_PART,
     CHAIN_USUAL_SWEEPS, CHAIN_WINDOWS, HEAD_CALM_US, KEPT_UP_SWEEPS, LATE_EXTENTS, LATE_SWEEPS, TICK_US,
 };
 use crate::membership::Node;
@@ -61,11 +61,32 @@ pub(crate) struct Feeder {
 /// What came to a node, sweep by sweep.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Flow {
-    /// Bytes since the last sweep, and as many as came per sweep at best of late.
+    /// Bytes since the last sweep, and as many as usually come per sweep.
     pub(crate) came: u64,
     usual: u64,
-    /// Bytes by which it fell behind the node before it in the chain, of late.
+    /// Bytes by which it fell behind what the node before it in the chain had to give.
     lag: u64,
+}
+
+impl Flow {
+    /// Takes note of what came since the last sweep, where `given` was to be had from the node before; the first node
+    /// has what usually comes to compare with. Is this where the chain breaks?
+    fn judge(&mut self, given: Option<u64>, target: u64) -> bool {
+        let expected = given.unwrap_or(self.usual - self.usual / CHAIN_HEAD_SLACK);
+        let stopped = expected > CHAIN_LATE_PART * (self.came + target);
+        // What one sweep lacks the next one makes up for, where there is nothing but noise.
+        self.lag = (self.lag + expected).saturating_sub(self.came);
+        let lagging = self.came < expected && self.lag > 2 * expected.max(self.usual) + CHAIN_BREAK_EXTENTS * target;
+        stopped || lagging
+    }
+
+    /// Begins the next sweep.
+    fn turn(&mut self) {
+        let Flow { came, usual, .. } = *self;
+        self.usual =
+            if came > usual { usual + (came - usual) / 4 } else { usual - (usual - came) / CHAIN_USUAL_SWEEPS };
+        self.came = 0;
+    }
 }
 
 /// A link at which a chain breaks.
@@ -263,9 +284,7 @@ impl Core {
                     known.slow_in.clear();
                     recovered = true;
                 }
-                let Flow { came, usual, lag } = known.flow;
-                let usual = came.max(usual - usual / CHAIN_USUAL_SWEEPS);
-                known.flow = Flow { came: 0, usual, lag: lag - lag / CHAIN_LAG_SWEEPS };
+                known.flow.turn();
             }
             if recovered {
                 // What it could not get, it may be asking of others than it was told to.
@@ -300,19 +319,13 @@ impl Core {
         let mut before: Option<NodeId> = None;
         let mut found = None;
         for &Place { node, .. } in &line {
-            let fed = before.and_then(|b| self.nodes.get(b)).filter(|b| !b.flights.is_empty()).map(|b| b.flow.came);
+            let given = before.and_then(|b| self.nodes.get(b)).filter(|b| !b.flights.is_empty()).map(|b| b.flow.came);
             if let Some(known) =
                 self.nodes.get_mut(node).filter(|n| n.flights.len() > 1 && (before.is_some() || n.leases > 0))
             {
-                let flow = &mut known.flow;
-                let given = fed.unwrap_or(flow.usual);
-                let stopped = given > CHAIN_LATE_PART * (flow.came + ds.target);
-                let losing = flow.came < given - given / 4;
-                // Small differences are noise: the best of late is more than what comes on average.
-                flow.lag = if losing { flow.lag + given - flow.came } else { flow.lag / 2 };
-                let lagging = losing && flow.lag > 2 * given.max(flow.usual) + CHAIN_BREAK_EXTENTS * ds.target;
+                let broken = known.flow.judge(given, ds.target);
                 let judged = now >= if before.is_some() { self.judged_from } else { self.head_judged_from };
-                if found.is_none() && judged && (stopped || lagging) {
+                if found.is_none() && judged && broken {
                     found = Some(Break { before, node, last: known.serving.is_empty() });
                 }
             }
@@ -335,7 +348,13 @@ impl Core {
         self.judged_from = now + 2 * TICK_US - 1;
         if before.is_none() {
             self.head_judged_from = now + HEAD_CALM_US;
+            self.origin.disturbed(now);
+            // It may be the origin: the next one is compared with what comes now.
+            let now_usual = self.nodes.get(node).map_or(0, |n| n.flow.came);
+            self.nodes.iter_mut().for_each(|n| n.flow.usual = now_usual);
         }
+        // What others lack they lack for its sake.
+        self.nodes.iter_mut().for_each(|n| n.flow.lag = 0);
         let former = self.blamed.replace((now, broken));
         let again = former.filter(|(at, b)| b.before == before && b.node != node && now.since(*at) < BLAME_US);
         match before.filter(|_| again.is_some()) {
@@ -373,5 +392,56 @@ impl Core {
                 }
             });
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TARGET: u64 = 256 << 10;
+    const USUAL: u64 = 12 << 20;
+
+    /// Sweeps until the chain is found broken, at most so many; the n-th gets and is given as many bytes as told.
+    fn broken_after(sweeps: u64, mut flow: Flow, bytes: impl Fn(u64) -> (u64, Option<u64>)) -> Option<u64> {
+        for n in 0..sweeps {
+            let (came, given) = bytes(n);
+            flow.came = came;
+            if flow.judge(given, TARGET) {
+                return Some(n + 1);
+            }
+            flow.turn();
+        }
+        None
+    }
+
+    fn running() -> Flow {
+        Flow { came: 0, usual: USUAL, lag: 0 }
+    }
+
+    #[test]
+    fn a_link_a_fifth_too_slow_is_found_in_seconds() {
+        let after = broken_after(60, running(), |_| (USUAL * 4 / 5, Some(USUAL))).unwrap();
+        assert!((8..=20).contains(&after), "{after}");
+        assert_eq!(broken_after(60, running(), |_| (0, Some(USUAL))), Some(1));
+    }
+
+    #[test]
+    fn completions_in_bursts_are_not_a_break() {
+        // Whole sweeps late, at times, but nothing is lost.
+        let bursts = |n: u64| if n % 2 == 0 { 2 * USUAL } else { 0 };
+        let late =
+            |n: u64| if n == 0 { (USUAL, Some(USUAL)) } else { (bursts(n - 1) / 2 + USUAL / 2, Some(bursts(n))) };
+        assert_eq!(broken_after(1000, running(), late), None);
+    }
+
+    #[test]
+    fn a_first_node_that_fluctuates_is_not_a_break_and_a_slow_one_is() {
+        let noise = |n: u64| USUAL * [100, 78, 104, 97, 103, 98, 95, 106][n as usize % 8] / 100;
+        assert_eq!(broken_after(2000, running(), |n| (noise(n), None)), None);
+        let after = broken_after(60, running(), |n| (noise(n) * 6 / 10, None)).unwrap();
+        assert!(after <= 16, "{after}");
+        // What an origin loses little by little is not the node's fault.
+        assert_eq!(broken_after(500, running(), |n| (USUAL * 1000 / (1000 + 2 * n), None)), None);
     }
 }

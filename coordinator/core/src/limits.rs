@@ -51,8 +51,8 @@ pub const CHAIN_LATE_PART: u64 = 4;
 /// Extents by which a node may fall behind the one before it, beyond two sweeps' worth, before the chain is led around
 /// it: completions come in batches.
 pub const CHAIN_BREAK_EXTENTS: u64 = 4;
-/// What a node fell behind is forgotten within about so many sweeps.
-pub const CHAIN_LAG_SWEEPS: u64 = 16;
+/// The first node of a chain may get less than usual by this part (one of so many): origins are not even.
+pub const CHAIN_HEAD_SLACK: u64 = 8;
 /// What usually comes to a node is forgotten within about so many sweeps.
 pub const CHAIN_USUAL_SWEEPS: u64 = 64;
 /// A slow node that gets what the typical one gets in so many sweeps in a row is not slow any more.

@@ -301,6 +301,10 @@ impl Nodes {
         self.nodes.iter().enumerate().map(|(i, n)| (NodeId(i as u32), n))
     }
 
+    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Node> {
+        self.nodes.iter_mut()
+    }
+
     /// The number of a rack; zero for "unknown".
     pub(crate) fn rack(&mut self, name: &str) -> u32 {
         if name.is_empty() {

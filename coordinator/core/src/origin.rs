@@ -11,16 +11,16 @@ use crate::limits::{THROTTLE_MEMORY_US, THROTTLE_PAUSE_MAX_US, THROTTLE_PAUSE_MI
 use crate::membership::{Meter, doubled};
 
 /// A larger budget must make the origin at least this much faster to be kept.
-const PROBE_GAIN: f64 = 1.15;
+const PROBE_GAIN: f64 = 1.05;
 /// And a smaller one must leave it at least this fast.
-const PROBE_LOSS: f64 = 0.97;
+const PROBE_LOSS: f64 = 0.985;
 /// Fewer leases than these leave gaps between reads: the next one is ordered while another is being read.
 const BUDGET_MIN: u32 = 2;
 /// Shortest round, and how many times the budget ends within it: rates over less are noise.
 const ROUND_US: u64 = 250_000;
 const ROUND_TURNS: u32 = 2;
 /// Rounds between probes, at first and at most.
-const PROBE_REST_MIN: u32 = 4;
+const PROBE_REST_MIN: u32 = 8;
 const PROBE_REST_MAX: u32 = 256;
 
 /// Leases in flight and how many there may be.
@@ -43,6 +43,8 @@ pub(crate) struct OriginBudget {
     round: Round,
     rest: u32,
     rest_next: u32,
+    /// No probe failed yet.
+    growing: bool,
     /// The next probe is downwards.
     downwards: bool,
     /// Budget before the running probe, and the rate that it is compared with.
@@ -74,6 +76,7 @@ impl OriginBudget {
             round: Round::default(),
             rest: 1,
             rest_next: PROBE_REST_MIN,
+            growing: true,
             downwards: false,
             probe: None,
             full_rate: 0.0,
@@ -113,7 +116,10 @@ impl OriginBudget {
     /// Ends a round once it is long enough. `hungry`: nodes wait for the origin.
     pub(crate) fn end_round(&mut self, now: Time, hungry: bool) {
         let took = now.since(self.round.start);
-        if self.round.done < (ROUND_TURNS * self.budget).max(4) || took < ROUND_US {
+        // The first round of a probe only waits for the old leases; while the budget grows, haste matters more than noise.
+        let settling = self.probe.is_some() && self.rest > 0;
+        let (turns, least) = if self.growing || settling { (1, 1) } else { (ROUND_TURNS, ROUND_US) };
+        if self.round.done < (turns * self.budget).max(4) || took < least {
             return;
         }
         let rate = self.round.bytes as f64 / took as f64;
@@ -128,7 +134,6 @@ impl OriginBudget {
             return;
         }
         if self.rest > 0 {
-            // The first round of a probe still carries the old leases.
             self.rest -= 1;
             return;
         }
@@ -152,6 +157,7 @@ impl OriginBudget {
         }
         self.budget = before;
         self.downwards = larger;
+        self.growing = false;
         // Upwards was tried first: now both were.
         if !larger {
             self.rest = self.rest_next;
@@ -161,7 +167,7 @@ impl OriginBudget {
 
     fn begin_probe(&mut self, rate: f64) {
         let next = match self.downwards {
-            true => (self.budget - self.budget.div_ceil(4)).max(BUDGET_MIN.min(self.budget)),
+            true => (self.budget - (self.budget / 4).max(1)).max(BUDGET_MIN.min(self.budget)),
             false => (self.budget + self.budget.div_ceil(2)).min(self.max),
         };
         if next == self.budget {
@@ -173,6 +179,16 @@ impl OriginBudget {
         self.probe = Some((self.budget, rate.max(self.full_rate)));
         self.budget = next;
         self.rest = 1;
+    }
+
+    /// Something else than the budget changed the rate: what was measured last says nothing.
+    pub(crate) fn disturbed(&mut self, now: Time) {
+        if let Some((before, _)) = self.probe.take() {
+            self.budget = before;
+        }
+        self.full_rate = 0.0;
+        self.rest = self.rest.max(1);
+        self.round = Round { start: now, done: 0, bytes: 0 };
     }
 
     /// The origin asked for fewer requests.
@@ -232,7 +248,7 @@ mod tests {
 
     #[test]
     fn a_short_round_says_nothing() {
-        let mut budget = OriginBudget::new(4, 64);
+        let mut budget = OriginBudget { growing: false, ..OriginBudget::new(4, 64) };
         for i in 0..1000 {
             budget.granted(Time(i * 100), true);
             budget.ended(Time(i * 100 + 50), true, 1 << 20);
