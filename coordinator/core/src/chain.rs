@@ -61,8 +61,9 @@ pub(crate) struct Feeder {
 /// What came to a node, sweep by sweep.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Flow {
-    /// Bytes since the last sweep, and as many as usually come per sweep.
+    /// Bytes since the last sweep, in the sweep before, and as many as usually come.
     pub(crate) came: u64,
+    before: u64,
     usual: u64,
     /// Bytes by which it fell behind what the node before it in the chain had to give.
     lag: u64,
@@ -82,9 +83,10 @@ impl Flow {
 
     /// Begins the next sweep.
     fn turn(&mut self) {
-        let Flow { came, usual, .. } = *self;
-        self.usual =
-            if came > usual { usual + (came - usual) / 4 } else { usual - (usual - came) / CHAIN_USUAL_SWEEPS };
+        // Completions come in bursts: one sweep is no measure.
+        let recent = u64::midpoint(self.came, self.before);
+        self.usual = recent.max(self.usual - self.usual.saturating_sub(recent) / CHAIN_USUAL_SWEEPS);
+        self.before = self.came;
         self.came = 0;
     }
 }
@@ -154,12 +156,16 @@ impl Core {
     pub(crate) fn grow_chain(&mut self, ds: &mut Dataset, now: Time, e: ExtentNo) -> bool {
         let wanters = std::mem::take(&mut self.scratch.wanters);
         let feeders = std::mem::take(&mut self.scratch.feeders);
-        let mut before = feeders.last().map(|f| f.place.node);
+        // Round the ring, from the first who has it: those before it come last, behind the end of the line.
+        let start =
+            feeders.first().map_or(0, |first| wanters.partition_point(|w| self.place(ds, now, w.node) < first.place));
+        let mut before = None;
         let mut passed = 0;
         let mut grown = false;
-        for wanter in &wanters {
+        for (i, wanter) in wanters[start..].iter().chain(&wanters[..start]).enumerate() {
             let place = self.place(ds, now, wanter.node);
-            while let Some(feeder) = feeders.get(passed).filter(|f| f.place < place) {
+            let wrapped = i >= wanters.len() - start;
+            while let Some(feeder) = feeders.get(passed).filter(|f| wrapped || f.place < place) {
                 before = Some(feeder.place.node);
                 passed += 1;
             }
@@ -319,10 +325,16 @@ impl Core {
         let mut before: Option<NodeId> = None;
         let mut found = None;
         for &Place { node, .. } in &line {
-            let given = before.and_then(|b| self.nodes.get(b)).filter(|b| !b.flights.is_empty()).map(|b| b.flow.came);
+            let feeder = before.and_then(|b| self.nodes.get(b)).map(|b| (b.flow, b.flights.is_empty()));
             if let Some(known) =
                 self.nodes.get_mut(node).filter(|n| n.flights.len() > 1 && (before.is_some() || n.leases > 0))
             {
+                let given = feeder.and_then(|(flow, has_all)| match has_all {
+                    false => Some(flow.came),
+                    // It could give all that is missing.
+                    true if flow.usual > 0 => Some(known.down_backlog.min(flow.usual)),
+                    true => known.rate_in.busy_for(now).filter(|&us| us > TICK_US).map(|_| known.down_backlog),
+                });
                 let broken = known.flow.judge(given, ds.target);
                 let judged = now >= if before.is_some() { self.judged_from } else { self.head_judged_from };
                 if found.is_none() && judged && broken {
@@ -351,7 +363,7 @@ impl Core {
             self.origin.disturbed(now);
             // It may be the origin: the next one is compared with what comes now.
             let now_usual = self.nodes.get(node).map_or(0, |n| n.flow.came);
-            self.nodes.iter_mut().for_each(|n| n.flow.usual = now_usual);
+            self.nodes.iter_mut().for_each(|n| (n.flow.before, n.flow.usual) = (now_usual, now_usual));
         }
         // What others lack they lack for its sake.
         self.nodes.iter_mut().for_each(|n| n.flow.lag = 0);
@@ -416,7 +428,7 @@ mod tests {
     }
 
     fn running() -> Flow {
-        Flow { came: 0, usual: USUAL, lag: 0 }
+        Flow { before: USUAL, usual: USUAL, ..Flow::default() }
     }
 
     #[test]

@@ -104,6 +104,8 @@ pub const OVERDUE_SLACK_US: u64 = 500_000;
 pub const OVERDUE_CHAIN_FACTOR: f64 = 4.0;
 /// A stalled read is taken away when so many reads are done that began after it stalled.
 pub const OVERTAKEN_READS: u64 = 4;
+/// A transfer between peers is taken to last this long before one was measured.
+pub const UNMEASURED_US: f64 = 5_000_000.0;
 /// Each change of source doubles the wait before the next one, so often: perhaps the node itself is the slow one.
 pub const RESOURCE_DOUBLINGS_MAX: u8 = 6;
 

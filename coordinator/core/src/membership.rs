@@ -36,6 +36,11 @@ impl Meter {
         }
     }
 
+    /// How long something has been on its way without a pause.
+    pub(crate) fn busy_for(&self, now: Time) -> Option<u64> {
+        self.busy_since.map(|since| now.since(since))
+    }
+
     /// Bytes arrived; `idle`: nothing more is on its way.
     pub(crate) fn took(&mut self, now: Time, bytes: u64, idle: bool) {
         self.bytes += bytes;

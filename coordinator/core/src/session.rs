@@ -8,7 +8,7 @@ use crate::event::{Action, NodeInfo, NodeState, Note, Source};
 use crate::flight::FlightNo;
 use crate::limits::{
     LEASE_SLACK_US, OVERDUE_CHAIN_FACTOR, OVERDUE_FACTOR, OVERDUE_SLACK_US, OVERDUE_UNREADY_FACTOR, OVERTAKEN_READS,
-    RESOURCE_DOUBLINGS_MAX, STALLED_FACTOR, UNREACHABLE_US,
+    RESOURCE_DOUBLINGS_MAX, STALLED_FACTOR, UNMEASURED_US, UNREACHABLE_US,
 };
 
 impl Core {
@@ -330,61 +330,83 @@ impl Core {
         let Some(flight) = self.flights.get(no) else {
             return;
         };
-        let id = flight.dataset;
         match flight.source {
-            Source::Origin => {
-                let idle = now.since(flight.progress);
-                if idle > flight.lease_us + LEASE_SLACK_US {
-                    self.with(id, |core, ds| core.expire_lease(ds, now, no));
-                } else if flight.shared_lease {
-                    let typical = self.with(id, |_, ds| ds.typical_origin_us).unwrap_or_default();
-                    if typical > 0.0 && idle as f64 > STALLED_FACTOR * typical + OVERDUE_SLACK_US as f64 {
-                        self.stalled(no);
-                    }
-                } else if self.nodes.get(flight.node).is_some_and(|n| n.slow_in.is_slow()) {
-                    // Reads that began after it stalled are done, or nothing else is left to read: it is not the
-                    // origin that is slow.
-                    let overtaken = flight.overtaken.is_some_and(|done| self.origin.done >= done);
-                    let typical = self.with(id, |_, ds| ds.typical_origin_us).unwrap_or_default();
-                    let late = idle as f64 > STALLED_FACTOR * typical + OVERDUE_SLACK_US as f64;
-                    if overtaken || (late && self.origin.shared == 0) {
-                        self.with(id, |core, ds| core.take_lease(ds, now, no));
-                    }
-                }
-            }
-            Source::Peer(source) => {
-                let since = flight.source_ready.unwrap_or(flight.started).max(flight.started);
-                let (node, resourced, extent) = (flight.node, flight.resourced, flight.extent);
-                let unready = flight.source_ready.is_none();
-                let slow = self.nodes.get(node).map_or(1.0, |n| n.slow_in.factor());
-                let stuck =
-                    flight.source_ready.is_none() && self.nodes.get(source).is_some_and(|n| n.slow_in.factor() > 1.0);
-                self.with(id, |core, ds| {
-                    let typical = ds.typical_peer_us;
-                    // A slow source that lacks the extent itself has sent nothing yet: leaving it costs nothing.
-                    let factor = if stuck { OVERDUE_UNREADY_FACTOR } else { OVERDUE_FACTOR };
-                    // In a chain, what was ordered before comes first.
-                    let queued = if core.chain(ds) { core.down_free(node) as f64 * slow } else { 0.0 };
-                    let limit = (factor * typical * slow + queued + OVERDUE_SLACK_US as f64)
-                        * f64::from(1u32 << resourced.min(RESOURCE_DOUBLINGS_MAX));
-                    let chain = core.chain(ds);
-                    let limit = if chain && unready { OVERDUE_CHAIN_FACTOR * limit } else { limit };
-                    if typical == 0.0 || (now.since(since) as f64) < limit {
-                        return;
-                    }
-                    // Only a node that has it all is surely better than one that is late.
-                    if let Some(found) = core.find_source(ds, now, extent, node, Some(source)).filter(|f| f.holder) {
-                        // Late from a second source, too: then it is the receiver that is slow.
-                        let receiver = resourced > 0 || core.nodes.get(node).is_some_and(|n| n.slow_in.is_slow());
-                        if !chain && let Some(n) = core.nodes.get_mut(if receiver { node } else { source }) {
-                            if receiver { n.slow_in.strike() } else { n.slow_out.strike() }
-                        }
-                        core.counters.overdue += 1;
-                        core.reassign(ds, now, no, Some(found));
-                    }
-                });
-            }
+            Source::Origin => self.check_read(now, no),
+            Source::Peer(source) => self.check_transfer(now, no, source),
         }
+    }
+
+    /// A lease that ran out, or a read that others have overtaken.
+    fn check_read(&mut self, now: Time, no: FlightNo) {
+        let Some(flight) = self.flights.get(no) else {
+            return;
+        };
+        let (id, node, shared) = (flight.dataset, flight.node, flight.shared_lease);
+        let idle = now.since(flight.progress);
+        if idle > flight.lease_us + LEASE_SLACK_US {
+            self.with(id, |core, ds| core.expire_lease(ds, now, no));
+            return;
+        }
+        // Reads that began after it stalled are done: it is not the origin that is slow.
+        let overtaken = flight.overtaken.is_some_and(|done| self.origin.done >= done);
+        let slow = self.nodes.get(node).is_some_and(|n| n.slow_in.is_slow());
+        self.with(id, |core, ds| {
+            let late = ds.typical_origin_us > 0.0
+                && idle as f64 > STALLED_FACTOR * ds.typical_origin_us + OVERDUE_SLACK_US as f64;
+            if shared {
+                if late {
+                    core.stalled(no);
+                }
+                return;
+            }
+            // In a chain it is the flow that tells who is slow.
+            let found = overtaken && !core.chain(ds);
+            if let Some(known) = core.nodes.get_mut(node).filter(|n| found && !n.slow_in.is_slow()) {
+                known.slow_in.strike();
+            }
+            // Or nothing else is left to read.
+            if found || (slow && (overtaken || (late && core.origin.shared == 0))) {
+                core.take_lease(ds, now, no);
+            }
+        });
+    }
+
+    /// A source that takes too long.
+    fn check_transfer(&mut self, now: Time, no: FlightNo, source: NodeId) {
+        let Some(flight) = self.flights.get(no) else {
+            return;
+        };
+        let id = flight.dataset;
+        let since = flight.source_ready.unwrap_or(flight.started).max(flight.started);
+        let (node, resourced, extent) = (flight.node, flight.resourced, flight.extent);
+        let unready = flight.source_ready.is_none();
+        let slow = self.nodes.get(node).map_or(1.0, |n| n.slow_in.factor());
+        let stuck = flight.source_ready.is_none() && self.nodes.get(source).is_some_and(|n| n.slow_in.factor() > 1.0);
+        self.with(id, |core, ds| {
+            // Nothing came from any peer yet: one that hangs must not be waited for for ever.
+            let typical = if ds.typical_peer_us > 0.0 { ds.typical_peer_us } else { UNMEASURED_US };
+            // A slow source that lacks the extent itself has sent nothing yet: leaving it costs nothing.
+            let factor = if stuck { OVERDUE_UNREADY_FACTOR } else { OVERDUE_FACTOR };
+            // In a chain, what was ordered before comes first.
+            let queued = if core.chain(ds) { core.down_free(node) as f64 * slow } else { 0.0 };
+            let limit = (factor * typical * slow + queued + OVERDUE_SLACK_US as f64)
+                * f64::from(1u32 << resourced.min(RESOURCE_DOUBLINGS_MAX));
+            let chain = core.chain(ds);
+            let limit = if chain && unready { OVERDUE_CHAIN_FACTOR * limit } else { limit };
+            if (now.since(since) as f64) < limit {
+                return;
+            }
+            // Only a node that has it all is surely better than one that is late.
+            if let Some(found) = core.find_source(ds, now, extent, node, Some(source)).filter(|f| f.holder) {
+                // Late from a second source, too: then it is the receiver that is slow.
+                let receiver = resourced > 0 || core.nodes.get(node).is_some_and(|n| n.slow_in.is_slow());
+                if !chain && let Some(n) = core.nodes.get_mut(if receiver { node } else { source }) {
+                    if receiver { n.slow_in.strike() } else { n.slow_out.strike() }
+                }
+                core.counters.overdue += 1;
+                core.reassign(ds, now, no, Some(found));
+            }
+        });
     }
 
     /// A read that makes no progress does not hold the others back: it no longer counts against the budget.
