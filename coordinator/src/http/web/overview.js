@@ -132,7 +132,7 @@ export const overview = {
             table("Stages", stageColumns, o.stages.items, { empty: "None yet: millstream stage NAME@VERSION", key: (s) => s.id }),
           ),
       },
-      { watches: ["throughput"], render: ([t], context, box) => chart.draw(t, box) },
+      { watches: ["throughput"], render: ([t]) => chart.panel(t), drawn: ([t], box) => chart.draw(t, box) },
       {
         watches: ["overview"],
         render: ([o]) => {
