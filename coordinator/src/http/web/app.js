@@ -47,7 +47,7 @@ class Shown {
     this.sections = view.sections(this.context).map((section) => ({ ...section, box: el("div", { class: section.class || null }) }));
     this.watches = [...new Set(this.sections.flatMap((s) => s.watches || []))];
     document.title = `${view.title(at)} · Millstream`;
-    fill(main, el("h1", {}, view.title(at)), ...this.sections.map((s) => s.box));
+    main.replaceChildren(el("h1", {}, view.title(at)), ...this.sections.map((s) => s.box));
     cli.firstElementChild.textContent = view.cli(at);
     for (const a of document.querySelectorAll("nav a")) {
       const mine = a.dataset.view === view.menu;
