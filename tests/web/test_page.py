@@ -165,6 +165,7 @@ VIEWS = {
 
 def shown(page):
     """Everything that the view asked for is there."""
+    expect(page.locator("main section.panel")).not_to_have_count(0)
     expect(page.locator("main")).not_to_contain_text("Loading")
     expect(page.locator("main .wrong")).to_have_count(0)
 

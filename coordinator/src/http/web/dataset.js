@@ -37,7 +37,7 @@ const shardColumns = [
 ];
 
 export const transferColumns = [
-  { head: "Time", number: true, cell: (t) => span(t.age_s) },
+  { head: "Time", number: true, named: true, cell: (t) => span(t.age_s) },
   { head: "Type", cell: (t) => t.type },
   { head: "Stage", cell: (t) => state(t.stage === "queued" ? "queued" : "receiving", t.stage === "queued" ? "queued at its source" : "receiving") },
   { head: "Source", cell: (t) => (t.type === "origin" ? "origin" : el("a", { href: link("nodes", t.source), "data-key": `ts-${t.source}-${t.target}-${t.first_key}` }, t.source)) },

@@ -141,12 +141,13 @@ export const narrow = () => innerWidth <= 720;
 const whole = new Set();
 
 /**
- * A table. Columns: {head, number, minor, cell(item)}. Wide ones scroll inside of their own box, by keyboard too; on
- * small screens rows are cards, and minor columns are shown when asked for.
+ * A table. Columns: {head, number, minor, named, cell(item)}. Wide ones scroll inside of their own box, by keyboard too;
+ * on small screens rows are cards, minor columns are shown when asked for, and a first column that is only a number is
+ * named.
  */
 export function table(caption, columns, items, { empty, key } = {}) {
   if (!items.length) return el("p", { class: "empty" }, empty || "Nothing here.");
-  const look = (c) => [c.number ? "n" : "", c.minor ? "minor" : ""].filter(Boolean).join(" ") || null;
+  const look = (c) => [c.number ? "n" : "", c.minor ? "minor" : "", c.named ? "named" : ""].filter(Boolean).join(" ") || null;
   const head = columns.map((c) => el("th", { scope: "col", role: "columnheader", class: look(c) }, c.head));
   const rows = items.map((item, i) =>
     el(

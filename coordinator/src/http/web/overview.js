@@ -52,7 +52,7 @@ export const datasetColumns = [
 ];
 
 export const stageColumns = [
-  { head: "Stage", cell: (s) => String(s.id) },
+  { head: "Stage", named: true, cell: (s) => String(s.id) },
   { head: "Dataset", cell: (s) => el("a", { href: link("datasets", s.dataset), "data-key": `s-${s.id}` }, s.dataset) },
   {
     head: "Progress",
