@@ -53,7 +53,7 @@ def test_the_largest_view_stays_small_and_says_what_it_leaves_out(simulated, ope
 def updates(page, n):
     """So many updates from now on are drawn."""
     page.evaluate("window.millstreamDraws = []")
-    page.wait_for_function(f"window.millstreamDraws.length >= {n}")
+    until(f"{n} updates are drawn", lambda: page.evaluate("window.millstreamDraws.length") >= n)
 
 
 def test_an_update_keeps_what_did_not_change(simulated, open_page):
