@@ -4,7 +4,8 @@
 
 use std::path::Path;
 
-use millstream_proto::v1::ViewRequest;
+use millstream_proto::v1::agent_message::Body;
+use millstream_proto::v1::{self, ViewRequest};
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 
@@ -180,6 +181,40 @@ async fn a_stream_sends_all_and_then_what_changed() {
     // Streams end with the coordinator.
     coordinator.stop().await;
     while soon(lines.next_line()).await.unwrap_or(None).is_some() {}
+}
+
+/// No machine of the tests has the devices: an agent says what one with two rails would.
+#[tokio::test]
+async fn a_node_says_over_which_rails_it_is_fed() {
+    let state = tempfile::tempdir().unwrap();
+    let coordinator = Coordinator::start(config(state.path())).await;
+    let agent = Agent::join(&coordinator, "n1").await;
+    let rail = |port, received_bytes| v1::Rail {
+        device: "mlx5_0".into(),
+        port,
+        gid: "fe80::1".into(),
+        kind: "RoCE v2".into(),
+        mtu_bytes: 4096,
+        queue_pairs: 3,
+        received_bytes,
+        wire_received_bytes: received_bytes + 100,
+        counters: [("out_of_sequence".to_owned(), 7)].into(),
+    };
+    let rails = vec![rail(1, 1_000), rail(2, 0)];
+    agent.say(Body::Details(v1::NodeDetails { rails, ..Default::default() })).await;
+    let known = soon(async {
+        loop {
+            let rails = json(&coordinator, "nodes/n1").await["rails"].take();
+            if rails.as_array().is_some_and(|r| !r.is_empty()) {
+                return rails;
+            }
+        }
+    });
+    let rails = known.await;
+    assert_eq!((&rails[0]["device"], &rails[0]["kind"]), (&"mlx5_0".into(), &"RoCE v2".into()));
+    assert_eq!((&rails[0]["received_bytes"], &rails[0]["wire_received_bytes"]), (&1_000.into(), &1_100.into()));
+    assert_eq!((&rails[1]["port"], &rails[1]["counters"]["out_of_sequence"]), (&2.into(), &7.into()));
+    coordinator.stop().await;
 }
 
 #[tokio::test]

@@ -165,6 +165,7 @@ VIEWS = {
 
 def shown(page):
     """Everything that the view asked for is there."""
+    expect(page.locator("main section.panel")).not_to_have_count(0)
     expect(page.locator("main")).not_to_contain_text("Loading")
     expect(page.locator("main .wrong")).to_have_count(0)
 
@@ -351,6 +352,28 @@ def test_a_node_says_who_feeds_it_by_which_carrier(halfway, open_page):
         # The other end says the same.
         out = halfway.get(f"nodes/{link['peer']}")["links_out"]
         assert next(o for o in out if o["peer"] == halfway_node)["tcp_bytes"] == link["tcp_bytes"]
+
+
+def test_rails_and_their_counters(halfway, open_page):
+    """No machine of the tests has the devices: the page is given a node with two rails."""
+    rail = {
+        "device": "mlx5_0", "port": 1, "gid": "fe80::1", "kind": "RoCE v2", "mtu_bytes": 4096, "queue_pairs": 3,
+        "received_bytes": 3 << 20, "wire_received_bytes": 4 << 20, "counters": {"out_of_sequence": 7, "rnr_nak": 0},
+    }  # fmt: skip
+    node = halfway.get("nodes/node1") | {"rails": [rail, rail | {"port": 2, "received_bytes": 0}]}
+    page = open_page(halfway, "#/", quiet=False)
+    told = json.dumps({"watch": "nodes/node1", "status": 200, "document": node})
+    stream = f"event: document\ndata: {told}\n\n"
+    page.route("**/api/v1/stream?*", lambda route: route.fulfill(content_type="text/event-stream", body=stream))
+    page.goto(halfway.url + "#/nodes/node1")
+    expect(page.locator("#carriers tbody tr")).to_have_count(2)
+    first = cells(page, "carriers")[0]
+    assert (first["Device"], first["Kind"]) == ("mlx5_0, port 1", "RoCE v2")
+    assert (first["Received"], first["Counted by the device"], first["MTU"]) == ("3.0 MiB", "4.0 MiB", "4.0 KiB")
+    counters = page.locator("#carriers details").first
+    counters.locator("summary").click()
+    expect(counters).to_contain_text("out_of_sequence 7")
+    expect(counters).not_to_contain_text("rnr_nak")
 
 
 def test_by_keyboard_alone(halfway, open_page):

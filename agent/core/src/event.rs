@@ -13,6 +13,7 @@
 
 use std::sync::Arc;
 
+pub use millstream_types::FailureKind;
 use millstream_types::{AssignmentId, Crc64, DatasetId, Layout, OriginChecksum, PieceNo, PieceRange, RunSet, ShardNo};
 
 /// A peer, numbered by the shell.
@@ -49,35 +50,6 @@ pub struct Assignment {
     pub lease_us: u64,
     /// Higher goes first.
     pub priority: u32,
-}
-
-/// Why a fetch failed. Mirrors `millstream-coordinator-core`'s `FailureKind`; the shell converts by name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FailureKind {
-    /// Bytes that do not match the manifest.
-    Checksum,
-    /// No connection, or it broke.
-    Unreachable,
-    /// The source did not answer in time.
-    Timeout,
-    /// The source does not have the piece.
-    NotHave,
-    /// The source broke the peer protocol.
-    Protocol,
-    /// The origin asks for fewer requests (503 SlowDown, 429).
-    Throttled,
-    /// The origin failed in a way that may pass (5xx, short body, reset).
-    OriginTransient,
-    /// The object is not the one that was pinned.
-    OriginChanged,
-    /// The origin refuses us, or has no such object.
-    OriginDenied,
-    /// No room.
-    NoSpace,
-    /// The disk failed.
-    Disk,
-    /// Stopped on purpose.
-    Cancelled,
 }
 
 /// A failed fetch or a failed attempt of one.

@@ -7,24 +7,6 @@ use millstream_types::{DatasetId, RunSet};
 use super::Driver;
 use crate::transport::Transport as _;
 
-/// The name of a failure kind on the wire (the coordinator's core has the same list).
-pub(super) fn kind_name(kind: FailureKind) -> &'static str {
-    match kind {
-        FailureKind::Checksum => "checksum",
-        FailureKind::Unreachable => "unreachable",
-        FailureKind::Timeout => "timeout",
-        FailureKind::NotHave => "not-have",
-        FailureKind::Protocol => "protocol",
-        FailureKind::Throttled => "throttled",
-        FailureKind::OriginTransient => "origin-transient",
-        FailureKind::OriginChanged => "origin-changed",
-        FailureKind::OriginDenied => "origin-denied",
-        FailureKind::NoSpace => "no-space",
-        FailureKind::Disk => "disk",
-        FailureKind::Cancelled => "cancelled",
-    }
-}
-
 impl Driver {
     pub(super) fn report(&mut self, report: Report) {
         match report {
@@ -79,7 +61,7 @@ impl Driver {
         let Some(&wire) = self.to_wire.get(&dataset) else { return };
         self.send(Body::Storage(v1::StorageReport {
             dataset: wire,
-            state: kind_name(kind).into(),
+            state: kind.as_str().into(),
             reason: reason.to_owned(),
             needed_bytes: 0,
             free_bytes: 0,
@@ -96,7 +78,7 @@ impl Driver {
             let from = if failure.source == Source::Origin { "origin" } else { carrier.as_str() };
             self.parts.counters.checksum_failure(from, "piece");
         }
-        let kind = kind_name(failure.kind);
+        let kind = failure.kind.as_str();
         if failure.kind != FailureKind::Cancelled {
             tracing::warn!(source, kind, piece = failure.piece, detail = failure.detail, "{what}");
             self.parts.counters.error(format!("{kind} from {source}: {}", failure.detail));
@@ -124,7 +106,7 @@ impl Driver {
             Some(manifest.shards()[place.shard as usize].key.to_string())
         });
         v1::Failure {
-            kind: kind_name(failure.kind).into(),
+            kind: failure.kind.as_str().into(),
             source: Some(self.wire_source(failure.source)),
             piece: failure.piece.unwrap_or_default(),
             has_piece: failure.piece.is_some(),

@@ -6,16 +6,14 @@ use std::sync::Arc;
 
 use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{Path, Query, State as Shared};
-use axum::http::StatusCode;
-use axum::response::{IntoResponse, Response};
 use axum::{Json, Router};
-use serde::{Deserialize, Serialize};
-use utoipa::{IntoParams, OpenApi, ToSchema};
+use serde::Deserialize;
+use utoipa::{IntoParams, OpenApi};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::driver::DriverHandle;
-use crate::failure::{ExitCode, RequestError};
+use crate::failure::RequestError;
 use crate::limits::FILTER_CHARS_MAX;
 use crate::observe::alarms::Alarm;
 use crate::observe::events::Event;
@@ -31,6 +29,10 @@ use crate::views::picture::map::{Map, MapQuery};
 use crate::views::picture::shards::{ShardItem, ShardOrder};
 use crate::views::{Page, Paging, short_enough};
 
+mod error;
+
+pub(crate) use error::{ErrorBody, HttpError};
+
 /// Lines of the audit log that one request returns.
 const AUDIT_LINES: usize = 1_000;
 
@@ -40,57 +42,6 @@ pub(crate) struct Context {
     driver: DriverHandle,
     store: StoreHandle,
     pictures: Arc<Pictures>,
-}
-
-/// An error as JSON, like the gRPC side's.
-#[derive(Debug)]
-pub(crate) struct HttpError(pub(crate) RequestError);
-
-/// What went wrong.
-#[derive(Clone, Debug, Serialize, ToSchema)]
-pub(crate) struct ErrorBody {
-    /// The thing and the reason.
-    error: String,
-    /// What to do; may be empty.
-    next: String,
-    /// The exit code that the command line would end with.
-    code: u32,
-}
-
-impl<E: Into<RequestError>> From<E> for HttpError {
-    fn from(error: E) -> HttpError {
-        HttpError(error.into())
-    }
-}
-
-fn malformed(field: &'static str, reason: String) -> HttpError {
-    HttpError(RequestError::Usage { field, reason })
-}
-
-impl From<QueryRejection> for HttpError {
-    fn from(rejection: QueryRejection) -> HttpError {
-        malformed("query", rejection.body_text())
-    }
-}
-
-impl From<PathRejection> for HttpError {
-    fn from(rejection: PathRejection) -> HttpError {
-        malformed("path", rejection.body_text())
-    }
-}
-
-impl IntoResponse for HttpError {
-    fn into_response(self) -> Response {
-        let code = self.0.code();
-        let status = match code {
-            ExitCode::Usage => StatusCode::BAD_REQUEST,
-            ExitCode::Unknown => StatusCode::NOT_FOUND,
-            ExitCode::Unreachable => StatusCode::SERVICE_UNAVAILABLE,
-            _ => StatusCode::INTERNAL_SERVER_ERROR,
-        };
-        let body = ErrorBody { error: self.0.to_string(), next: self.0.next().to_string(), code: code as u32 };
-        (status, Json(body)).into_response()
-    }
 }
 
 type Answer<T> = Result<Json<T>, HttpError>;

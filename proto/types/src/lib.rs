@@ -5,6 +5,7 @@
 //! Non-goals: no I/O, no clock, no randomness, no async (see `clippy.toml` beside this crate).
 
 pub mod checksum;
+pub mod failure;
 pub mod id;
 pub mod key;
 pub mod layout;
@@ -15,6 +16,7 @@ pub mod size;
 pub mod time;
 
 pub use checksum::{Crc64, PieceCombiner};
+pub use failure::FailureKind;
 pub use id::{AssignmentId, DatasetId, DatasetName, DatasetRef, Digest, NodeId, StageId, Version};
 pub use key::{KeyError, ShardKey};
 pub use layout::{Layout, PieceNo, PieceRange, ShardNo};

@@ -211,9 +211,7 @@ impl World {
                 Word::ShardMismatch { node, dataset, shard, expected, actual }
             }
             agent::Report::Lost { dataset, shard, reason } => Word::ShardLost { node, dataset, shard, reason },
-            agent::Report::Refused { dataset, kind, reason } => {
-                Word::NodeRefused { node, dataset, kind: from_kind(kind), reason }
-            }
+            agent::Report::Refused { dataset, kind, reason } => Word::NodeRefused { node, dataset, kind, reason },
         };
         self.say(n, word);
     }
@@ -243,29 +241,11 @@ fn from_source(source: agent::Source) -> coord::Source {
 
 fn from_failure(f: agent::Failure) -> coord::Failure {
     coord::Failure {
-        kind: from_kind(f.kind),
+        kind: f.kind,
         source: from_source(f.source),
         piece: f.piece,
         expected: f.expected,
         actual: f.actual,
         detail: f.detail,
-    }
-}
-
-fn from_kind(kind: agent::FailureKind) -> coord::FailureKind {
-    use coord::FailureKind as To;
-    match kind {
-        agent::FailureKind::Checksum => To::Checksum,
-        agent::FailureKind::Unreachable => To::Unreachable,
-        agent::FailureKind::Timeout => To::Timeout,
-        agent::FailureKind::NotHave => To::NotHave,
-        agent::FailureKind::Protocol => To::Protocol,
-        agent::FailureKind::Throttled => To::Throttled,
-        agent::FailureKind::OriginTransient => To::OriginTransient,
-        agent::FailureKind::OriginChanged => To::OriginChanged,
-        agent::FailureKind::OriginDenied => To::OriginDenied,
-        agent::FailureKind::NoSpace => To::NoSpace,
-        agent::FailureKind::Disk => To::Disk,
-        agent::FailureKind::Cancelled => To::Cancelled,
     }
 }

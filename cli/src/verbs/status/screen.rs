@@ -199,7 +199,11 @@ mod tests {
     use super::*;
 
     fn shown(screen: &Screen, width: u16) -> String {
-        let mut terminal = Terminal::new(TestBackend::new(width, 30)).unwrap();
+        shown_on(screen, width, 30)
+    }
+
+    fn shown_on(screen: &Screen, width: u16, height: u16) -> String {
+        let mut terminal = Terminal::new(TestBackend::new(width, height)).unwrap();
         terminal.draw(|frame| screen.draw(frame, Some(Duration::ZERO))).unwrap();
         terminal.backend().to_string()
     }
@@ -259,7 +263,7 @@ mod tests {
         let all = [("nodes", nodes), ("map", map), ("dataset", dataset)];
         screen.take(all.map(|(k, v)| (k.to_owned(), v)).into());
         let text = shown(&screen, 120);
-        for part in ["█▒✕░·▓", "ready 4", "1 nodes by 3 shards", "the node is down"] {
+        for part in ["█▒✕░·▓", "ready 4", "1 node by 3 shards", "the node is down"] {
             assert!(text.contains(part), "{part:?} is not in\n{text}");
         }
         press(&mut screen, KeyCode::Enter);
@@ -269,6 +273,39 @@ mod tests {
         assert_eq!(press(&mut screen, KeyCode::Esc), Next::Stay);
         assert_eq!(screen.view(), &View::Overview);
         assert_eq!(press(&mut screen, KeyCode::Char('q')), Next::Quit);
+    }
+
+    /// The words on the screen, without borders and wraps.
+    fn words(text: &str) -> String {
+        text.replace('"', " ").split_whitespace().collect::<Vec<_>>().join(" ")
+    }
+
+    #[test]
+    fn eighty_columns_cut_nothing_that_says_what_to_do() {
+        let mut screen = Screen::new(View::Overview);
+        let mut all = overview();
+        let long = "n2 is down: not heard of for 7 s; a-dataset-with-a-name@v2024-10 waits for it";
+        let next = "on n2: is the agent running? see its log with journalctl -u millstream-agent";
+        let document = all.get_mut("overview").unwrap();
+        document["alarms"] = json!([{"severity": "error", "text": long, "next": next}]);
+        screen.take(all);
+        let text = words(&shown_on(&screen, 80, 24));
+        for part in [long, next, "n2: its agent is not connected", "T/T*", "1 alarm "] {
+            assert!(text.contains(part), "{part:?} is not in\n{text}");
+        }
+        let mut screen = Screen::new(View::Dataset("d@v1".into()));
+        let reason = "52 % there; 977 KiB ordered, none of it has arrived lately from any source";
+        let nodes =
+            json!({"matched": 1, "items": [{"node": "n1", "state": "receiving", "percent": 52, "reason": reason}]});
+        let map = json!({"nodes_per_row": 1, "shards_per_column": 4, "totals": {"ready": 123_456, "queued": 654_321, "receiving": 99_999},
+                         "rows": [{"label": "n1", "cells": "o9"}]});
+        let dataset = json!({"verdict": {"state": "staging", "text": "ready on 0 of 1 nodes"}, "bytes": 20_000_000, "shards": 200,
+                             "origin_bytes": 10_000_000, "transfers_from_origin": 20, "transfers_from_peers": 20, "failures": {"items": []}});
+        screen.take([("nodes", nodes), ("map", map), ("dataset", dataset)].map(|(k, v)| (k.to_owned(), v)).into());
+        let text = words(&shown_on(&screen, 80, 24));
+        for part in [reason, "✕ bad", "ready 123456", "20 from peers", "1 node by 4 shards"] {
+            assert!(text.contains(part), "{part:?} is not in\n{text}");
+        }
     }
 
     #[test]

@@ -1,6 +1,6 @@
 // The page: which view, its documents, and what is common to all views.
 
-import { el, fill, link, marking, narrow, say } from "./dom.js";
+import { el, fill, link, marked, narrow, say } from "./dom.js";
 import { clock, span } from "./format.js";
 import { Live } from "./live.js";
 import { overview } from "./overview.js";
@@ -47,7 +47,7 @@ class Shown {
     this.sections = view.sections(this.context).map((section) => ({ ...section, box: el("div", { class: section.class || null }) }));
     this.watches = [...new Set(this.sections.flatMap((s) => s.watches || []))];
     document.title = `${view.title(at)} · Millstream`;
-    fill(main, el("h1", {}, view.title(at)), ...this.sections.map((s) => s.box));
+    main.replaceChildren(el("h1", {}, view.title(at)), ...this.sections.map((s) => s.box));
     cli.firstElementChild.textContent = view.cli(at);
     for (const a of document.querySelectorAll("nav a")) {
       const mine = a.dataset.view === view.menu;
@@ -66,20 +66,25 @@ class Shown {
   draw() {
     this.frame = 0;
     const began = performance.now();
+    // All that asks for the layout comes before or after the changes: it is worked out once.
+    const taken = marked();
+    const drawn = [];
     for (const section of [...this.dirty]) {
-      if (marking(section.box)) continue;
+      if (taken && section.box.contains(taken)) continue;
       this.dirty.delete(section);
-      const documents = (section.watches || []).map((w) => live.documents.get(w));
-      const wrong = documents.find((d) => d && d.status >= 400);
+      const found = (section.watches || []).map((w) => live.documents.get(w));
+      const documents = found.map((d) => d?.document);
+      const wrong = found.find((d) => d && d.status >= 400);
       if (wrong) {
         fill(section.box, el("p", { class: "wrong" }, wrong.document.error, " ", wrong.document.next));
-      } else if (documents.every(Boolean)) {
-        const nodes = section.render(documents.map((d) => d.document), this.context, section.box);
-        if (nodes) fill(section.box, nodes);
+      } else if (found.every(Boolean)) {
+        fill(section.box, section.render(documents, this.context, section.box));
+        if (section.drawn) drawn.push(() => section.drawn(documents, section.box));
       } else if (!section.box.firstChild) {
         fill(section.box, el("p", { class: "soft" }, "Loading …"));
       }
     }
+    drawn.forEach((draw) => draw());
     // For measurements: what one update costs.
     window.millstreamDraws = (window.millstreamDraws || []).slice(-99);
     window.millstreamDraws.push(performance.now() - began);

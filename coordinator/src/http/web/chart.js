@@ -1,6 +1,6 @@
 // Throughput by source, stacked, over the last minutes.
 
-import { el, fill, panel } from "./dom.js";
+import { el, panel } from "./dom.js";
 import { bytes, rate } from "./format.js";
 import uPlot from "./uplot.js";
 
@@ -27,22 +27,25 @@ export class Throughput {
     this.look = "";
   }
 
+  /** Around the picture, and the figures as text. */
+  panel({ samples }) {
+    const place = el("div", { class: "chart", "data-own": "chart", role: "img", "aria-label": "Bytes per second by source over the last five minutes; the figures follow as text" });
+    const note = "all nodes, last five minutes; stacked. Local hits: shards that readers wanted and found in place";
+    return panel("Throughput by source", { id: "throughput", json: "throughput", note }, place, el("ul", { class: "legend" }, ...this.words(samples)));
+  }
+
   draw({ samples }, box) {
     const data = columns(samples);
+    const place = box.querySelector("[data-own]");
     const width = Math.max(240, Math.min(box.clientWidth - 26, 1200));
     const look = `${css("--ink")}${css("--line")}${width}`;
-    if (this.plot && this.look === look && box.contains(this.plot.root)) {
+    if (this.plot && this.look === look && place.contains(this.plot.root)) {
       this.plot.setData(data);
-      fill(this.legend, ...this.words(samples));
-      return null;
+      return;
     }
     this.look = look;
     this.plot?.destroy();
-    const place = el("div", { class: "chart", role: "img", "aria-label": "Bytes per second by source over the last five minutes; the figures follow as text" });
-    this.legend = el("ul", { class: "legend" }, ...this.words(samples));
-    const nodes = panel("Throughput by source", { id: "throughput", json: "throughput", note: "all nodes, last five minutes; stacked. Local hits: shards that readers wanted and found in place" }, place, this.legend);
     this.plot = new uPlot(this.options(width), data, place);
-    return nodes;
   }
 
   options(width) {

@@ -37,7 +37,7 @@ const shardColumns = [
 ];
 
 export const transferColumns = [
-  { head: "Time", number: true, cell: (t) => span(t.age_s) },
+  { head: "Time", number: true, named: true, cell: (t) => span(t.age_s) },
   { head: "Type", cell: (t) => t.type },
   { head: "Stage", cell: (t) => state(t.stage === "queued" ? "queued" : "receiving", t.stage === "queued" ? "queued at its source" : "receiving") },
   { head: "Source", cell: (t) => (t.type === "origin" ? "origin" : el("a", { href: link("nodes", t.source), "data-key": `ts-${t.source}-${t.target}-${t.first_key}` }, t.source)) },
@@ -183,15 +183,18 @@ export const dataset = {
             m.rows,
             { empty: "No node has or shall have anything of it." },
           );
-          requestAnimationFrame(() => picture.draw());
           return panel(
             "Map",
             { id: "map", json: mapWatch, tools, note },
             legend(m.totals),
             el("p", { class: "visually-hidden", id: "map-help" }, "Arrow keys move from cell to cell, Enter goes into a cell. The same as a table follows."),
-            el("div", { class: "mapbox" }, m.rows.length ? picture.nodes(m, zoom) : el("p", { class: "empty" }, "No node has or shall have anything of it: millstream stage " + m.dataset)),
+            m.rows.length ? el("div", { class: "mapbox", "data-own": "map", "data-key": "map-place" }) : el("p", { class: "empty" }, "No node has or shall have anything of it: millstream stage " + m.dataset),
             el("details", { "data-key": "map-table", ontoggle: filled }, el("summary", { "data-key": "map-summary" }, "The map as a table"), looked ? rows() : null),
           );
+        },
+        drawn: ([m], box) => {
+          const place = box.querySelector("[data-own]");
+          if (place) picture.show(m, zoom, place);
         },
       },
       { watches: [base], render: ([d]) => panel("Availability", { id: "availability", json: base }, histogram(d.availability, d.sampled_every)) },
@@ -206,7 +209,7 @@ export const dataset = {
         watches: [transfersWatch],
         render: ([page]) => {
           const tools = listTools({ page, query: { q: query.tq, state: query.ts }, states: ["receiving", "queued", "origin", "peer"], label: "transfers", go: renamed({ q: "tq", state: "ts", offset: "to" }), limit: transfersLimit });
-          return panel("Moving now", { id: "transfers", json: transfersWatch, note: "the oldest first" }, page.total ? tools : null, table("Transfers", transferColumns, page.items, { empty: "Nothing moves." }));
+          return panel("Moving now", { id: "transfers", json: transfersWatch, note: "the oldest first" }, page.total ? tools : null, table("Transfers", transferColumns, page.items, { empty: "Nothing moves.", key: (t) => `${t.source}-${t.target}-${t.first_key}` }));
         },
       },
       {

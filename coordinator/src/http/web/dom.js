@@ -5,41 +5,99 @@ export function el(tag, attributes, ...children) {
   const node = document.createElement(tag);
   for (const [key, value] of Object.entries(attributes || {})) {
     if (value === null || value === undefined || value === false) continue;
-    if (key.startsWith("on")) node.addEventListener(key.slice(2), value);
-    else if (key === "hidden" || key === "open" || key === "checked") node[key] = value;
+    if (key.startsWith("on")) listen(node, key.slice(2), value);
+    else if (key === "hidden" || key === "open") node[key] = value;
     else node.setAttribute(key, value === true ? "" : String(value));
   }
   node.append(...children.flat().filter((c) => c !== null && c !== undefined && c !== false && c !== ""));
   return node;
 }
 
+/** Listeners are looked up when something happens: a kept element gets those of the newest drawing. */
+function heard(event) {
+  return event.currentTarget.handlers[event.type](event);
+}
+
+function listen(node, type, handler) {
+  node.handlers ??= {};
+  if (!node.handlers[type]) node.addEventListener(type, heard);
+  node.handlers[type] = handler;
+}
+
+const keyOf = (node) => (node.nodeType === Node.ELEMENT_NODE && (node.dataset.row || node.dataset.key || node.id)) || null;
+
+/** Makes what is there like `next`, and touches nothing that is the same already. */
+function become(old, next) {
+  if (old.nodeType !== Node.ELEMENT_NODE) {
+    if (old.nodeValue !== next.nodeValue) old.nodeValue = next.nodeValue;
+    return;
+  }
+  for (const { name, value } of [...next.attributes]) {
+    if (name === "style" || old.getAttribute(name) === value) continue;
+    old.setAttribute(name, value);
+    if (name === "value") old.value = value;
+  }
+  for (const { name } of [...old.attributes]) {
+    // Opened and closed by people.
+    if (name === "style" || next.hasAttribute(name) || (name === "open" && old.tagName === "DETAILS")) continue;
+    old.removeAttribute(name);
+  }
+  // The content policy lets styles through the object model only.
+  if (old.style.cssText !== next.style.cssText) old.style.cssText = next.style.cssText;
+  for (const [type, handler] of Object.entries(next.handlers || {})) listen(old, type, handler);
+  // What draws itself (maps, charts) fills its own place.
+  if (old.dataset.own === undefined) reconcile(old, [...next.childNodes]);
+}
+
+/** Makes the children of an element like `wanted`: by key where they have one, otherwise in their order. */
+function reconcile(parent, wanted) {
+  const keys = new Set(wanted.map(keyOf));
+  const known = new Map();
+  for (const child of [...parent.childNodes]) {
+    const key = keyOf(child);
+    if (key === null) continue;
+    if (keys.has(key)) known.set(key, child);
+    else child.remove();
+  }
+  let at = parent.firstChild;
+  for (const next of wanted) {
+    const key = keyOf(next);
+    const old = key === null ? at : known.get(key);
+    known.delete(key);
+    // A canvas that shall look different is drawn anew by whoever made it.
+    if (!old || keyOf(old) !== key || old.nodeName !== next.nodeName || (old.nodeName === "CANVAS" && !old.isEqualNode(next))) {
+      parent.insertBefore(next, at);
+      continue;
+    }
+    if (old === at) at = at.nextSibling;
+    else parent.insertBefore(old, at);
+    become(old, next);
+  }
+  while (at) {
+    const gone = at;
+    at = at.nextSibling;
+    gone.remove();
+  }
+}
+
 /**
- * Puts children in the place of what is there. What a person is doing stays: focus, typed text, scrolled boxes,
- * opened details.
+ * Puts children in the place of what is there; what is the same is kept, so that the browser lays out and paints only
+ * what changed, and what a person is doing stays: focus, typed text, scrolled boxes, opened details.
  */
 export function fill(parent, ...children) {
   const keyed = (node) => node.dataset.key || node.id;
   const active = parent.contains(document.activeElement) ? document.activeElement : null;
-  const before = new Map([...parent.querySelectorAll("[data-key]")].map((n) => [n.dataset.key, n]));
-  parent.replaceChildren(...children.flat().filter((c) => c !== null && c !== undefined && c !== false && c !== ""));
-  for (const node of parent.querySelectorAll("[data-key]")) {
-    const old = before.get(node.dataset.key);
-    if (!old || old === node) continue;
-    if (old.scrollLeft || old.scrollTop) [node.scrollLeft, node.scrollTop] = [old.scrollLeft, old.scrollTop];
-    if (node.tagName === "DETAILS") node.open = old.open;
-  }
+  reconcile(parent, children.flat().filter((c) => c !== null && c !== undefined && c !== false && c !== "").map((c) => (c instanceof Node ? c : document.createTextNode(c))));
   if (!active || document.activeElement === active || !keyed(active)) return;
-  const again = [...parent.querySelectorAll("[data-key], [id]")].find((n) => keyed(n) === keyed(active));
-  if (!again) return;
-  if (active.tagName === "INPUT") again.value = active.value;
-  again.focus({ preventScroll: true });
-  if (active.tagName === "INPUT") again.setSelectionRange(active.selectionStart, active.selectionEnd);
+  // Moved, or made anew: the focus is there again.
+  const again = parent.contains(active) ? active : [...parent.querySelectorAll("[data-key], [id]")].find((n) => keyed(n) === keyed(active));
+  again?.focus({ preventScroll: true });
 }
 
-/** Does somebody mark text in it? Then it is not to be replaced under their hands. */
-export function marking(parent) {
-  const marked = document.getSelection();
-  return marked && !marked.isCollapsed && parent.contains(marked.anchorNode);
+/** Where somebody marks text: that is not to be replaced under their hands. */
+export function marked() {
+  const selection = document.getSelection();
+  return selection && !selection.isCollapsed ? selection.anchorNode : null;
 }
 
 /** A link to a view. */
@@ -83,12 +141,13 @@ export const narrow = () => innerWidth <= 720;
 const whole = new Set();
 
 /**
- * A table. Columns: {head, number, minor, cell(item)}. Wide ones scroll inside of their own box, by keyboard too; on
- * small screens rows are cards, and minor columns are shown when asked for.
+ * A table. Columns: {head, number, minor, named, cell(item)}. Wide ones scroll inside of their own box, by keyboard too;
+ * on small screens rows are cards, minor columns are shown when asked for, and a first column that is only a number is
+ * named.
  */
 export function table(caption, columns, items, { empty, key } = {}) {
   if (!items.length) return el("p", { class: "empty" }, empty || "Nothing here.");
-  const look = (c) => [c.number ? "n" : "", c.minor ? "minor" : ""].filter(Boolean).join(" ") || null;
+  const look = (c) => [c.number ? "n" : "", c.minor ? "minor" : "", c.named ? "named" : ""].filter(Boolean).join(" ") || null;
   const head = columns.map((c) => el("th", { scope: "col", role: "columnheader", class: look(c) }, c.head));
   const rows = items.map((item, i) =>
     el(
@@ -109,12 +168,12 @@ export function table(caption, columns, items, { empty, key } = {}) {
   const words = () => (whole.has(caption) ? "Less of each" : "More of each");
   const toggle = el("button", {
     type: "button", class: "columns", "aria-expanded": String(whole.has(caption)), "aria-label": `${words()}: ${caption}`, "data-key": `columns-${caption}`,
-    onclick: () => {
+    onclick: ({ currentTarget: button }) => {
       if (!whole.delete(caption)) whole.add(caption);
-      box.classList.toggle("whole", whole.has(caption));
-      toggle.setAttribute("aria-expanded", String(whole.has(caption)));
-      toggle.setAttribute("aria-label", `${words()}: ${caption}`);
-      toggle.textContent = words();
+      button.nextElementSibling.classList.toggle("whole", whole.has(caption));
+      button.setAttribute("aria-expanded", String(whole.has(caption)));
+      button.setAttribute("aria-label", `${words()}: ${caption}`);
+      button.textContent = words();
     },
   }, words());
   return el("div", {}, toggle, box);
@@ -149,15 +208,17 @@ export function state(name, text) {
   return el("span", { class: `state ${TONES[name] || "t-quiet"}` }, el("span", { class: "mark", "aria-hidden": "true" }, MARKS[name] || "·"), ` ${text || name}`);
 }
 
+/** When what is being typed into a filter is asked for. */
+let typing = 0;
+
 /** A filter's text field and state choices, and the pages of a list. `go` gets the changed query. */
 export function listTools({ page, query, states, label, go, limit }) {
-  let timer = 0;
   const search = el("input", {
     type: "search", placeholder: "filter by name", "aria-label": `Filter ${label} by name`, "data-key": `q-${label}`, value: query.q || "",
     oninput: (event) => {
-      clearTimeout(timer);
+      clearTimeout(typing);
       const text = event.target.value;
-      timer = setTimeout(() => go({ q: text, offset: "" }), 250);
+      typing = setTimeout(() => go({ q: text, offset: "" }), 250);
     },
   });
   const choice = states

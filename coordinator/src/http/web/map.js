@@ -78,12 +78,13 @@ export class ShardMap {
     this.told = el("p", { class: "told", "aria-hidden": "true" }, " ");
   }
 
-  /** The nodes of the picture, for the page. */
-  nodes(map, zoom) {
+  /** Shows a map in its place on the page. */
+  show(map, zoom, place) {
     this.map = map;
     this.zoom = zoom;
     this.canvas.setAttribute("aria-label", this.summary());
-    return [this.canvas, this.told];
+    if (this.canvas.parentElement !== place) place.replaceChildren(this.canvas, this.told);
+    this.draw();
   }
 
   summary() {
@@ -94,33 +95,51 @@ export class ShardMap {
   shape(width) {
     const { rows, columns } = this.map;
     const label = labels(width);
-    const w = Math.max(2, Math.min(28, (width - label) / Math.max(1, columns.length)));
-    const h = Math.max(6, Math.min(24, 560 / Math.max(1, rows.length)));
-    return { label, w, h, width, height: Math.ceil(h * rows.length) };
+    // Whole pixels: one cell is painted again without traces on those beside it.
+    const w = Math.max(2, Math.min(28, Math.floor((width - label) / Math.max(1, columns.length))));
+    const h = Math.max(6, Math.min(24, Math.floor(560 / Math.max(1, rows.length))));
+    return { label, w, h, width, height: h * rows.length };
   }
 
   draw() {
     if (!this.map || !this.canvas.parentElement) return;
     const shape = (this.size = this.shape(Math.max(240, this.canvas.parentElement.clientWidth - 2)));
     const scale = devicePixelRatio || 1;
-    this.canvas.width = shape.width * scale;
-    this.canvas.height = Math.max(8, shape.height) * scale;
-    this.canvas.style.width = `${shape.width}px`;
-    this.canvas.style.height = `${Math.max(8, shape.height)}px`;
+    const c = colors();
+    const focused = document.activeElement === this.canvas;
+    const look = JSON.stringify([shape, scale, c, this.map.rows.map((r) => [r.label, r.down])]);
     const g = this.canvas.getContext("2d");
-    g.scale(scale, scale);
-    this.paint(g, shape, colors(), 0, scale);
-    if (document.activeElement === this.canvas) {
-      const [row, column] = this.cursor;
-      g.strokeStyle = colors().focus;
-      g.lineWidth = 2;
-      g.strokeRect(shape.label + column * shape.w, row * shape.h, shape.w, shape.h);
+    // Painting all is the largest part of an update: where only cells changed, only those are painted.
+    if (focused || this.drawn?.look !== look) {
+      this.canvas.width = shape.width * scale;
+      this.canvas.height = Math.max(8, shape.height) * scale;
+      this.canvas.style.width = `${shape.width}px`;
+      this.canvas.style.height = `${Math.max(8, shape.height)}px`;
+      g.scale(scale, scale);
+      this.drawn = { look, rows: [], looks: new Map() };
+      this.paintLabels(g, shape, c, 0);
     }
+    this.paintCells(g, shape, c, 0, scale, this.drawn);
+    if (!focused) return;
+    const [row, column] = this.cursor;
+    g.strokeStyle = c.focus;
+    g.lineWidth = 2;
+    g.strokeRect(shape.label + column * shape.w, row * shape.h, shape.w, shape.h);
+    this.drawn.look = "with a cursor";
   }
 
-  paint(g, { label, w, h }, c, top, scale) {
-    // Thousands of cells look alike in a few ways: each look is drawn once.
-    const looks = new Map();
+  paintLabels(g, { label, h }, c, top) {
+    g.font = `${Math.min(12, Math.max(9, h - 2))}px system-ui, sans-serif`;
+    g.textBaseline = "middle";
+    const every = Math.ceil(12 / h);
+    this.map.rows.forEach((row, i) => {
+      g.fillStyle = row.down ? c.bad : c.soft;
+      if (i % every === 0) g.fillText(`${row.down ? "✕ " : ""}${row.label}`, 0, top + i * h + h / 2, label - 6);
+    });
+  }
+
+  /** The cells that are not as `drawn` has them. Thousands look alike in a few ways: each look is drawn once. */
+  paintCells(g, { label, w, h }, c, top, scale, { rows, looks }) {
     const look = (letter, digit) => {
       const key = letter + digit;
       if (!looks.has(key)) {
@@ -132,16 +151,14 @@ export class ShardMap {
       }
       return looks.get(key);
     };
-    g.font = `${Math.min(12, Math.max(9, h - 2))}px system-ui, sans-serif`;
-    g.textBaseline = "middle";
-    const every = Math.ceil(12 / h);
-    this.map.rows.forEach((row, i) => {
-      g.fillStyle = row.down ? c.bad : c.soft;
-      if (i % every === 0) g.fillText(`${row.down ? "✕ " : ""}${row.label}`, 0, top + i * h + h / 2, label - 6);
-      for (let k = 0; k < row.cells.length; k += 2) {
-        const cell = look(row.cells[k], row.cells[k + 1]);
+    this.map.rows.forEach(({ cells }, i) => {
+      const before = rows[i] || "";
+      for (let k = 0; k < cells.length; k += 2) {
+        if (cells[k] === before[k] && cells[k + 1] === before[k + 1]) continue;
+        const cell = look(cells[k], cells[k + 1]);
         g.drawImage(cell, label + (k / 2) * w, top + i * h, cell.width / scale, cell.height / scale);
       }
+      rows[i] = cells;
     });
   }
 
@@ -214,7 +231,8 @@ export class ShardMap {
     g.fillText(`${this.map.dataset} · ${new Date().toISOString()}`, 8, 20);
     g.font = "12px system-ui, sans-serif";
     g.fillText(this.summary(), 8, 40);
-    this.paint(g, shape, c, top, 2);
+    this.paintLabels(g, shape, c, top);
+    this.paintCells(g, shape, c, top, 2, { rows: [], looks: new Map() });
     let x = 8;
     for (const [letter, name] of STATES) {
       drawCell(g, letter, 0, x, shape.height + top + 12, 14, 14, c);
@@ -233,11 +251,13 @@ export class ShardMap {
 
 /** What the shapes mean, drawn as they are in the map. */
 export function legend(totals) {
+  const c = colors();
+  const look = Object.values(c).join(" ");
   const sample = (letter) => {
-    const canvas = el("canvas", { width: 28, height: 28, class: "key", "aria-hidden": "true" });
+    const canvas = el("canvas", { width: 28, height: 28, class: "key", "aria-hidden": "true", "data-look": look });
     const g = canvas.getContext("2d");
     g.scale(2, 2);
-    drawCell(g, letter, 0, 0, 0, 14, 14, colors());
+    drawCell(g, letter, 0, 0, 0, 14, 14, c);
     return canvas;
   };
   return el("ul", { class: "legend" }, ...STATES.map(([letter, name, meaning]) => el("li", { title: meaning }, sample(letter), ` ${name} ${totals[name].toLocaleString("en")}`)));

@@ -123,7 +123,7 @@ export const node = {
         ]),
         class: "two",
       },
-      about(([n]) => panel("Moving now", { id: "transfers", json: base, note: partly(first(n.transfers).length, n.totals.transfers) }, table("Transfers", transferColumns, first(n.transfers), { empty: "Nothing moves." }))),
+      about(([n]) => panel("Moving now", { id: "transfers", json: base, note: partly(first(n.transfers).length, n.totals.transfers) }, table("Transfers", transferColumns, first(n.transfers), { empty: "Nothing moves.", key: (t) => `${t.source}-${t.target}-${t.first_key}` }))),
       about(([n]) => panel("Compared with the others", { id: "compared", json: base }, table("Compared", comparedColumns, n.compared, {}))),
       about(([n]) =>
         panel(

@@ -52,7 +52,7 @@ export const datasetColumns = [
 ];
 
 export const stageColumns = [
-  { head: "Stage", cell: (s) => String(s.id) },
+  { head: "Stage", named: true, cell: (s) => String(s.id) },
   { head: "Dataset", cell: (s) => el("a", { href: link("datasets", s.dataset), "data-key": `s-${s.id}` }, s.dataset) },
   {
     head: "Progress",
@@ -132,7 +132,7 @@ export const overview = {
             table("Stages", stageColumns, o.stages.items, { empty: "None yet: millstream stage NAME@VERSION", key: (s) => s.id }),
           ),
       },
-      { watches: ["throughput"], render: ([t], context, box) => chart.draw(t, box) },
+      { watches: ["throughput"], render: ([t]) => chart.panel(t), drawn: ([t], box) => chart.draw(t, box) },
       {
         watches: ["overview"],
         render: ([o]) => {

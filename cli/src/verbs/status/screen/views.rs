@@ -9,11 +9,30 @@ use serde_json::Value;
 
 use super::Screen;
 use super::words::{
-    alarm, bytes, counted, dim, failure, items, keeper, legend, links, map_row, mark, number, rail, right, stage, text,
-    titled,
+    alarm, bytes, count, counted, dim, failure, items, keeper, legend, links, map_row, mark, number, rail, right,
+    stage, text, titled,
 };
 
-pub(super) type Listed<'a> = (Vec<&'static str>, Vec<Constraint>, Vec<Vec<Cell<'a>>>);
+/// A list in which rows are selected.
+pub(super) struct Listed<'a> {
+    heads: Vec<&'static str>,
+    widths: Vec<Constraint>,
+    rows: Vec<Vec<Cell<'a>>>,
+    /// Of each row, what may be too long for its cell: shown below the list for the selected row where it is.
+    long: Vec<String>,
+}
+
+/// Lines that a text takes when it is wrapped, with some room for words that do not fill them.
+fn height(lines: &[Line<'_>], width: u16) -> u16 {
+    let width = (usize::from(width) * 9 / 10).max(1);
+    lines.iter().map(|l| if l.width() <= width * 10 / 9 { 1 } else { l.width().div_ceil(width) as u16 }).sum()
+}
+
+/// What the columns of fixed width leave.
+fn left_by(widths: &[Constraint], width: u16) -> usize {
+    let fixed = widths.iter().map(|w| if let Constraint::Length(n) = w { n + 1 } else { 1 });
+    usize::from(width).saturating_sub(usize::from(fixed.sum::<u16>()))
+}
 
 impl Screen {
     fn document(&self, name: &str) -> &Value {
@@ -24,38 +43,41 @@ impl Screen {
         let o = self.document("overview");
         let alarms: Vec<Line<'_>> = items(o, "/alarms").iter().map(alarm).collect();
         let stages: Vec<Row<'_>> = items(o, "/stages/items").iter().map(stage).collect();
-        let height = |n: usize, most: u16| (n as u16 + 2).min(most);
+        let most = area.height / 3;
         let [head, alarm_area, datasets, stage_area] = Layout::vertical([
             Constraint::Length(3),
-            Constraint::Length(if alarms.is_empty() { 0 } else { height(alarms.len(), area.height / 3) }),
+            Constraint::Length(if alarms.is_empty() { 0 } else { (height(&alarms, area.width) + 2).min(most) }),
             Constraint::Min(4),
-            Constraint::Length(height(stages.len() + 1, area.height / 3)),
+            Constraint::Length((stages.len() as u16 + 3).min(most)),
         ])
         .areas(area);
         let t = |field: &str| bytes(o, &format!("/totals/rate_bytes_per_s/{field}"));
         let lines = vec![
             Line::from(mark(&text(o, "/headline/state"), text(o, "/headline/text"))),
             Line::raw(format!(
-                "{} of {} nodes up · S3 {}/s · RDMA {}/s · TCP {}/s · local hits {}/s · {} alarms",
+                "{} of {} nodes up · S3 {}/s · RDMA {}/s · TCP {}/s · local hits {}/s · {}",
                 text(o, "/totals/nodes_up"),
                 text(o, "/totals/nodes"),
                 t("origin"),
                 t("rdma"),
                 t("tcp"),
                 t("local"),
-                text(o, "/totals/alarms"),
+                count(o, "/totals/alarms", "alarm"),
             )),
         ];
         frame.render_widget(Paragraph::new(lines).wrap(Wrap { trim: true }), head);
-        frame.render_widget(Paragraph::new(alarms).block(titled("Alarms".into())), alarm_area);
-        let rows = items(o, "/datasets/items").iter().map(|d| {
+        frame
+            .render_widget(Paragraph::new(alarms).wrap(Wrap { trim: true }).block(titled("Alarms".into())), alarm_area);
+        let waits = |d: &Value| {
             let waits = items(d, "/verdict/waiting_for").first();
-            let waits = waits.map(|b| format!("{}: {}", text(b, "/node"), text(b, "/reason"))).unwrap_or_default();
+            waits.map(|b| format!("{}: {}", text(b, "/node"), text(b, "/reason"))).unwrap_or_default()
+        };
+        let rows = items(o, "/datasets/items").iter().map(|d| {
             let verdict = mark(&text(d, "/verdict/state"), text(d, "/verdict/text"));
             vec![
                 Cell::new(text(d, "/dataset")),
                 Cell::new(Line::from(verdict)),
-                Cell::new(waits),
+                Cell::new(waits(d)),
                 right(bytes(d, "/bytes")),
             ]
         });
@@ -64,7 +86,12 @@ impl Screen {
             frame,
             datasets,
             &counted("Datasets", o, "/datasets"),
-            (["DATASET", "WHERE", "WAITS FOR", "SIZE"].into(), widths.into(), rows.collect()),
+            Listed {
+                heads: ["DATASET", "WHERE", "WAITS FOR", "SIZE"].into(),
+                widths: widths.into(),
+                rows: rows.collect(),
+                long: items(o, "/datasets/items").iter().map(waits).collect(),
+            },
         );
         let heads = Row::new(["STAGE", "DATASET", "STATE", "READY", "LEFT", "T/T*", "S3/DATA"]).style(dim());
         let widths = [6, 24, 10, 8, 10, 16, 8].map(Constraint::Length);
@@ -78,28 +105,29 @@ impl Screen {
         let (d, m) = (self.document("dataset"), self.document("map"));
         let rows = items(m, "/rows");
         let failures: Vec<Line<'_>> = items(d, "/failures/items").iter().take(4).map(failure).collect();
+        let state = mark(&text(d, "/verdict/state"), text(d, "/verdict/text"));
+        let facts = format!(
+            "{} in {} · from the origin {} · {} from it, {} from peers",
+            bytes(d, "/bytes"),
+            count(d, "/shards", "shard"),
+            bytes(d, "/origin_bytes"),
+            count(d, "/transfers_from_origin", "transfer"),
+            text(d, "/transfers_from_peers"),
+        );
+        let words = vec![Line::from(state), Line::raw(facts), legend(m)];
         let [head, map, bad, nodes] = Layout::vertical([
-            Constraint::Length(3),
+            Constraint::Length(height(&words, area.width)),
             Constraint::Length(rows.len() as u16 + 2),
             Constraint::Length(if failures.is_empty() { 0 } else { failures.len() as u16 + 2 }),
             Constraint::Min(4),
         ])
         .areas(area);
-        let state = mark(&text(d, "/verdict/state"), text(d, "/verdict/text"));
-        let facts = format!(
-            "{} in {} shards · from the origin {} · {} transfers from it, {} from peers",
-            bytes(d, "/bytes"),
-            text(d, "/shards"),
-            bytes(d, "/origin_bytes"),
-            text(d, "/transfers_from_origin"),
-            text(d, "/transfers_from_peers"),
+        frame.render_widget(Paragraph::new(words).wrap(Wrap { trim: true }), head);
+        let title = format!(
+            "Map: one cell is {} by {}",
+            count(m, "/nodes_per_row", "node"),
+            count(m, "/shards_per_column", "shard")
         );
-        frame.render_widget(
-            Paragraph::new(vec![Line::from(state), Line::raw(facts), legend(m)]).wrap(Wrap { trim: true }),
-            head,
-        );
-        let title =
-            format!("Map: one cell is {} nodes by {} shards", text(m, "/nodes_per_row"), text(m, "/shards_per_column"));
         frame.render_widget(Paragraph::new(rows.iter().map(map_row).collect::<Vec<_>>()).block(titled(title)), map);
         frame.render_widget(Paragraph::new(failures).block(titled("Failures".into())), bad);
         let rows = items(self.document("nodes"), "/items").iter().map(|n| {
@@ -113,7 +141,13 @@ impl Screen {
         });
         let widths = [Constraint::Length(20), Constraint::Length(14), Constraint::Length(6), Constraint::Min(20)];
         let title = counted("Nodes", self.document("nodes"), "");
-        self.list(frame, nodes, &title, (["NODE", "STATE", "%", "WHY"].into(), widths.into(), rows.collect()));
+        let listed = Listed {
+            heads: ["NODE", "STATE", "%", "WHY"].into(),
+            widths: widths.into(),
+            rows: rows.collect(),
+            long: reasons(items(self.document("nodes"), "/items")),
+        };
+        self.list(frame, nodes, &title, listed);
     }
 
     pub(super) fn node(&self, frame: &mut Frame<'_>, area: Rect) {
@@ -158,8 +192,8 @@ impl Screen {
             errors.map(|e| Line::styled(format!("error, {} times: {}", text(e, "/count"), text(e, "/text")), dim())),
         );
         let [head, datasets] =
-            Layout::vertical([Constraint::Length(lines.len() as u16), Constraint::Min(4)]).areas(area);
-        frame.render_widget(Paragraph::new(lines), head);
+            Layout::vertical([Constraint::Length(height(&lines, area.width)), Constraint::Min(4)]).areas(area);
+        frame.render_widget(Paragraph::new(lines).wrap(Wrap { trim: true }), head);
         let rows = items(n, "/datasets").iter().map(|d| {
             let pinned = if d.get("pinned") == Some(&Value::Bool(true)) { "pinned" } else { "" };
             let shards = format!("{}/{}", text(d, "/shards_ready"), text(d, "/shards_wanted"));
@@ -182,7 +216,12 @@ impl Screen {
             frame,
             datasets,
             "Datasets here",
-            (["DATASET", "STATE", "SHARDS", "PIN", "WHY"].into(), widths.into(), rows.collect()),
+            Listed {
+                heads: ["DATASET", "STATE", "SHARDS", "PIN", "WHY"].into(),
+                widths: widths.into(),
+                rows: rows.collect(),
+                long: reasons(items(n, "/datasets")),
+            },
         );
     }
 
@@ -200,11 +239,19 @@ impl Screen {
             ]
         });
         let widths = [20, 12, 24, 14, 14, 10].map(Constraint::Length);
-        (["NODE", "STATE", "DISK", "IN", "OUT", "IO"].into(), widths.into(), rows.collect())
+        let heads = ["NODE", "STATE", "DISK", "IN", "OUT", "IO"].into();
+        Listed { heads, widths: widths.into(), rows: rows.collect(), long: Vec::new() }
     }
 
     /// The list in which rows are selected.
-    pub(super) fn list(&self, frame: &mut Frame<'_>, area: Rect, title: &str, (heads, widths, rows): Listed<'_>) {
+    pub(super) fn list(&self, frame: &mut Frame<'_>, area: Rect, title: &str, listed: Listed<'_>) {
+        let Listed { heads, widths, rows, long } = listed;
+        let cut = long.get(self.selected).filter(|text| text.chars().count() > left_by(&widths, area.width));
+        let whole = cut.map(|text| vec![Line::raw(text.clone())]).unwrap_or_default();
+        // The list itself comes first.
+        let below = height(&whole, area.width).min(area.height.saturating_sub(4));
+        let [area, foot] = Layout::vertical([Constraint::Min(0), Constraint::Length(below)]).areas(area);
+        frame.render_widget(Paragraph::new(whole).wrap(Wrap { trim: true }), foot);
         let room = area.height.saturating_sub(3).max(1) as usize;
         let first = (self.selected + 1).saturating_sub(room);
         let rows = rows.into_iter().enumerate().skip(first).map(|(i, cells)| {
@@ -214,4 +261,8 @@ impl Screen {
         let table = Table::new(rows, widths).header(Row::new(heads).style(dim())).block(titled(title.to_owned()));
         frame.render_widget(table, area);
     }
+}
+
+fn reasons(items: &[Value]) -> Vec<String> {
+    items.iter().map(|i| text(i, "/reason")).collect()
 }

@@ -40,6 +40,12 @@ pub(super) fn bytes(value: &Value, pointer: &str) -> String {
     value.pointer(pointer).and_then(Value::as_u64).map_or_else(|| "-".into(), format_size)
 }
 
+/// "1 node", "2 nodes".
+pub(super) fn count(value: &Value, path: &str, one: &str) -> String {
+    let n = text(value, path);
+    format!("{n} {one}{}", if n == "1" { "" } else { "s" })
+}
+
 pub(super) fn counted(what: &str, value: &Value, pointer: &str) -> String {
     let shown = items(value, &format!("{pointer}/items")).len();
     format!("{what}: showing {shown} of {}", text(value, &format!("{pointer}/matched")))
