@@ -132,6 +132,8 @@ pub const WARM_PROBE_BYTES: usize = 256 * 1024;
 pub const WARM_READ_BYTES: usize = 256 * 1024;
 /// Buffers of a source that spoils pieces on purpose: as many as one connection may hold, a few times.
 pub const FAULTY_ARENA_BYTES: u64 = 64 << 20;
+/// Threads that zero the arena at the start: a few saturate the memory of a socket.
+pub const POPULATE_THREADS_MAX: usize = 8;
 /// Buffers of the serving side for pieces that are read from disk to be sent over RDMA: a few of the largest pieces
 /// for each of a few peers. Apart from the arena, and registered with it.
 pub const RDMA_SERVE_BYTES: u64 = 64 << 20;

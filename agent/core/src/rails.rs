@@ -1,5 +1,9 @@
 //! Which of a node's RDMA ports carries the bytes of which peer.
 
+use std::collections::BTreeMap;
+
+use crate::limits::COOLDOWN_SUBJECTS_MAX;
+
 /// A port as the choice sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RailView {
@@ -9,17 +13,49 @@ pub struct RailView {
     pub distance: u32,
     /// Can it be used now?
     pub up: bool,
+    /// Failures in a row with this peer: a port may work, and yet not reach it.
+    pub faults: u32,
     /// Leading address bits that it shares with the peer, where that is known.
     pub shared_prefix: u32,
 }
 
-/// The rail for a peer: one that works, on the peer's fabric where that is known, near the buffers; among equals each
-/// peer has its own order of preference, so that peers spread over the rails and move only when theirs fails.
+/// The rail for a peer: one that works, and has not failed with this peer more often than another; on the peer's
+/// fabric where that is known, near the buffers. Among equals each peer has its own order of preference, so that peers
+/// spread over the rails and move only when theirs fails.
 pub fn choose_rail(rails: &[RailView], peer: &str) -> Option<usize> {
     let rank = |(at, rail): &(usize, &RailView)| {
-        (std::cmp::Reverse(rail.shared_prefix), rail.distance, weight(&rail.device, peer), *at)
+        (rail.faults, std::cmp::Reverse(rail.shared_prefix), rail.distance, weight(&rail.device, peer), *at)
     };
     rails.iter().enumerate().filter(|(_, rail)| rail.up).min_by_key(rank).map(|(at, _)| at)
+}
+
+/// Which rails have failed with which peers, in a row.
+#[derive(Clone, Debug, Default)]
+pub struct RailFaults(BTreeMap<String, BTreeMap<String, u32>>);
+
+impl RailFaults {
+    /// How often `device` has failed with `peer` since it last worked.
+    pub fn count(&self, peer: &str, device: &str) -> u32 {
+        self.0.get(peer).and_then(|devices| devices.get(device)).copied().unwrap_or(0)
+    }
+
+    /// It failed.
+    pub fn failed(&mut self, peer: &str, device: &str) {
+        if self.0.len() >= COOLDOWN_SUBJECTS_MAX && !self.0.contains_key(peer) {
+            // Whoever is forgotten costs one more failure at most.
+            self.0.pop_first();
+        }
+        *self.0.entry(peer.to_owned()).or_default().entry(device.to_owned()).or_default() += 1;
+    }
+
+    /// It worked.
+    pub fn worked(&mut self, peer: &str, device: &str) {
+        let Some(devices) = self.0.get_mut(peer) else { return };
+        devices.remove(device);
+        if devices.is_empty() {
+            self.0.remove(peer);
+        }
+    }
 }
 
 /// FNV-1a, finished with a mixer: the same everywhere, also in the simulator.
@@ -35,7 +71,7 @@ mod tests {
     use super::*;
 
     fn rail(device: &str, distance: u32, up: bool) -> RailView {
-        RailView { device: device.into(), distance, up, shared_prefix: 0 }
+        RailView { device: device.into(), distance, up, faults: 0, shared_prefix: 0 }
     }
 
     #[test]
@@ -54,6 +90,30 @@ mod tests {
         assert_eq!(choose_rail(&rails, "p"), Some(2));
         rails[2].up = false;
         assert_eq!(choose_rail(&rails, "p"), None);
+    }
+
+    #[test]
+    fn a_rail_that_does_not_reach_a_peer_is_left_for_another() {
+        let mut faults = RailFaults::default();
+        let mut rails = [rail("mlx5_0", 0, true), rail("mlx5_1", 3, true)];
+        rails[0].shared_prefix = 128;
+        let choose = |faults: &RailFaults, peer: &str| {
+            let views: Vec<_> =
+                rails.iter().map(|r| RailView { faults: faults.count(peer, &r.device), ..r.clone() }).collect();
+            choose_rail(&views, peer)
+        };
+        assert_eq!(choose(&faults, "p"), Some(0));
+        faults.failed("p", "mlx5_0");
+        assert_eq!((choose(&faults, "p"), choose(&faults, "q")), (Some(1), Some(0)), "others are not concerned");
+        faults.worked("p", "mlx5_1");
+        assert_eq!(choose(&faults, "p"), Some(1), "it stays where it works");
+        faults.failed("p", "mlx5_1");
+        assert_eq!(choose(&faults, "p"), Some(0), "each gets its turn");
+        faults.worked("p", "mlx5_0");
+        faults.worked("p", "mlx5_1");
+        assert!(faults.0.is_empty());
+        (0..2 * COOLDOWN_SUBJECTS_MAX).for_each(|n| faults.failed(&format!("n{n}"), "mlx5_0"));
+        assert_eq!(faults.0.len(), COOLDOWN_SUBJECTS_MAX);
     }
 
     #[test]

@@ -104,7 +104,7 @@ type Pair = Queue<Slot, Slot>;
 
 fn rail(keys: Option<KeyKind>) -> Rail {
     // A peer that is gone is noticed quickly: 4 ms, 3 tries.
-    Rail::open(DEVICE, RailOptions { keys, ack_timeout: 14, retries: 3 }).unwrap()
+    Rail::open(DEVICE, RailOptions { keys, ack_timeout: 14, retries: 3, ..RailOptions::default() }).unwrap()
 }
 
 fn pair(a: &Rail, b: &Rail) -> (Pair, Pair) {

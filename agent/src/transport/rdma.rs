@@ -168,6 +168,11 @@ impl Rdma {
         self.node.rails.up()
     }
 
+    /// All of them, with what went over each.
+    pub fn device_list(&self) -> Vec<crate::counters::RdmaDevice> {
+        self.node.rails.devices()
+    }
+
     /// What it counts.
     pub fn stats(&self) -> &Arc<RdmaStats> {
         &self.node.stats

@@ -4,7 +4,7 @@
 //! recalled, or given back by a destroyed queue pair. The future that waits for it may go at any time.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
@@ -27,7 +27,7 @@ use crate::transport::{FetchError, PieceRequest};
 
 mod link;
 
-pub(super) use link::Link;
+pub(super) use link::{IDLE, Link};
 
 /// Why there is no link.
 #[derive(Clone, Debug)]
@@ -37,11 +37,17 @@ struct Refused {
     ours: bool,
     /// Its port does not answer at all: another carrier would do no better.
     unreachable: bool,
+    /// The rail does not lead to it, perhaps; another might.
+    rail: bool,
 }
 
 impl Refused {
     fn theirs(reason: &'static str, detail: impl Into<String>) -> Refused {
-        Refused { reason, detail: detail.into(), ours: false, unreachable: false }
+        Refused { reason, detail: detail.into(), ours: false, unreachable: false, rail: false }
+    }
+
+    fn rail(reason: &'static str, detail: impl Into<String>) -> Refused {
+        Refused { rail: true, ..Refused::theirs(reason, detail) }
     }
 
     fn ours(reason: &'static str, detail: impl Into<String>) -> Refused {
@@ -118,7 +124,7 @@ impl Peers {
         let refused = match connect(&self.node, address).await {
             Ok((stream, held, queue)) => {
                 self.node.stats.links_opened.fetch_add(1, Relaxed);
-                let link = Link::start(address, &self.node.config, stream, held, queue, self.stop.clone());
+                let link = Link::start(address, &self.node, stream, held, queue, self.stop.clone());
                 (state.link, state.failed) = (Arc::downgrade(&link), None);
                 return Ok(link);
             }
@@ -133,10 +139,27 @@ impl Peers {
         &self,
         peer: &str,
         request: PieceRequest,
-        slot: Slot,
+        mut slot: Slot,
         after: Duration,
     ) -> Result<Unverified, Failed> {
         let deadline = Instant::now() + after;
+        loop {
+            match self.attempt(peer, request, slot, after, deadline).await {
+                // The link was closed for want of requests when this one came: a new one is opened.
+                Err(Failed::Carrier { slot: Some(back), reason: IDLE, .. }) => slot = back,
+                other => return other,
+            }
+        }
+    }
+
+    async fn attempt(
+        &self,
+        peer: &str,
+        request: PieceRequest,
+        slot: Slot,
+        after: Duration,
+        deadline: Instant,
+    ) -> Result<Unverified, Failed> {
         let link = match self.link(peer).await {
             Ok(link) => link,
             Err(Refused { unreachable: true, detail, .. }) => {
@@ -151,14 +174,15 @@ impl Peers {
             return Err(timeout());
         };
         let (answer, answered) = oneshot::channel();
-        let operation =
-            Operation { link, id: self.next_id.fetch_add(1, Relaxed), peer: peer.to_owned(), request, deadline, after };
+        let id = self.next_id.fetch_add(1, Relaxed);
+        let operation = Operation { link: link.clone(), id, peer: peer.to_owned(), request, deadline, after };
         let stats = self.node.stats.clone();
         tokio::spawn(async move {
             let _permit = permit;
             let mut answer = answer;
             let result = operation.run(slot, &mut answer).await;
             if let Ok(piece) = &result {
+                link.carried();
                 stats.received_bytes.fetch_add(u64::from(piece.len()), Relaxed);
             }
             // Nobody waits any more: what came goes back to the arena.
@@ -183,7 +207,12 @@ async fn connect(node: &Arc<Node>, address: &str) -> Result<(TcpStream, Vec<u8>,
     socket::prepare(&stream).map_err(|e| Refused::unreachable(e.to_string()))?;
     let timeout = node.config.setup_timeout;
     let paired = tokio::time::timeout(timeout, pair(node, &rail, stream)).await;
-    paired.unwrap_or_else(|_| Err(Refused::theirs("setup-timeout", format!("no queue pair within {timeout:?}"))))
+    let paired =
+        paired.unwrap_or_else(|_| Err(Refused::theirs("setup-timeout", format!("no queue pair within {timeout:?}"))));
+    if let Err(Refused { rail: true, .. }) = &paired {
+        node.rails.failed(address, rail.device());
+    }
+    paired
 }
 
 /// Greeting and queue pairs.
@@ -220,7 +249,9 @@ async fn pair(
         held.drain(..taken);
         match decoded {
             Some(Frame::QueuePair(pair)) => break pair,
-            Some(Frame::GoAway) => return Err(Refused::theirs("peer-refused", "it gives no queue pair")),
+            Some(Frame::Broken { trouble }) => {
+                return Err(Refused::rail(trouble.reason(), format!("it gives no queue pair: {trouble:?}")));
+            }
             Some(other) => return Err(Refused::theirs("protocol", format!("{other:?} instead of a queue pair"))),
             None => {}
         }
@@ -228,7 +259,7 @@ async fn pair(
             return Err(Refused::theirs("peer-refused", "closed before it gave a queue pair"));
         }
     };
-    queue.connect(&super::from_wire(&theirs)).map_err(ours)?;
+    queue.connect(&super::from_wire(&theirs)).map_err(|e| Refused::rail(e.reason(), e.to_string()))?;
     Ok((stream, held, queue))
 }
 

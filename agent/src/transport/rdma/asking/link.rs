@@ -2,6 +2,13 @@
 
 use super::*;
 
+/// Ends of a link over which nothing came that may be its rail's fault: the next one tries another.
+const RAIL_REASONS: [&str; 6] =
+    ["retry-exceeded", "receiver-not-ready", "remote-access", "local-error", "peer-fault", "cancel-ignored"];
+
+/// The end of a link that nobody used.
+pub(in crate::transport::rdma) const IDLE: &str = "idle";
+
 type Statuses = HashMap<u64, oneshot::Sender<StatusCode>>;
 
 /// What fetches use; a task owns the connection.
@@ -13,12 +20,16 @@ pub(in crate::transport::rdma) struct Link {
     open: Mutex<Statuses>,
     ended: Mutex<Option<&'static str>>,
     stop: CancellationToken,
+    node: Arc<Node>,
+    peer: String,
+    /// A piece has come over it.
+    carried: AtomicBool,
 }
 
 impl Link {
     pub(super) fn start(
         address: &str,
-        config: &super::super::RdmaConfig,
+        node: &Arc<Node>,
         stream: TcpStream,
         held: Vec<u8>,
         queue: Queue<Slot, Outgoing>,
@@ -33,19 +44,34 @@ impl Link {
             open: Mutex::default(),
             ended: Mutex::default(),
             stop: stop.child_token(),
+            node: node.clone(),
+            peer: address.to_owned(),
+            carried: AtomicBool::new(false),
         });
-        let (task, address) = (link.clone(), address.to_owned());
-        let (silence, idle_close) = (config.silence, config.idle_close);
+        let task = link.clone();
+        let (silence, idle_close) = (node.config.silence, node.config.idle_close);
         tokio::spawn(async move {
             let reason = Control { link: &task, stream, held, frames, silence, idle_close }.run().await;
             task.end(reason);
-            tracing::debug!(peer = address, reason = task.ended(), "an RDMA link ended");
+            // Not always what ended the connection: the first reason is the one that counts.
+            let reason = task.ended().unwrap_or(reason);
+            if !task.carried.load(Relaxed) && RAIL_REASONS.contains(&reason) {
+                task.node.rails.failed(&task.peer, task.queue.device());
+            }
+            tracing::debug!(peer = task.peer, reason = task.ended(), "an RDMA link ended");
         });
         link
     }
 
     pub(super) fn is_open(&self) -> bool {
         locked(&self.ended).is_none() && self.queue.fault().is_none()
+    }
+
+    /// A piece has come.
+    pub(super) fn carried(&self) {
+        if !self.carried.swap(true, Relaxed) {
+            self.node.rails.worked(&self.peer, self.queue.device());
+        }
     }
 
     /// Why it ended.
@@ -144,7 +170,7 @@ impl Control<'_> {
                             }
                         }
                     } else if busy_at.elapsed() >= self.idle_close {
-                        return "idle";
+                        return IDLE;
                     }
                 }
             }
@@ -174,6 +200,7 @@ impl Control<'_> {
                 }
                 Frame::Ping { nonce } => self.link.send(Frame::Pong { nonce }),
                 Frame::Pong { .. } => {}
+                Frame::Broken { trouble } => return Err(trouble.reason()),
                 // What is open is finished or refused by the peer, one by one; nothing new is asked here.
                 Frame::GoAway => {
                     locked(&self.link.ended).get_or_insert("peer-draining");
