@@ -148,6 +148,8 @@ pub const RDMA_CANCEL_GRACE: Duration = Duration::from_secs(2);
 pub const RDMA_SETUP_TIMEOUT: Duration = Duration::from_secs(10);
 /// Requests that waited for an attempt to set up a queue pair do not repeat it within this time.
 pub const RDMA_SETUP_RETRY: Duration = Duration::from_millis(500);
+/// How often a link in use asks whether its rail is still the one to use: moving costs a connection, not a piece.
+pub const RDMA_RAIL_LOOK_PERIOD: Duration = Duration::from_secs(5);
 /// How often devices are looked for that came, went or may be tried again.
 pub const RAIL_LOOK_PERIOD: Duration = Duration::from_millis(500);
 /// Reads and writes at once on blocking threads: more do not make a disk faster, and threads cost memory.

@@ -2,8 +2,8 @@
 //! `memcpy` and `memmove`. Every copy of more than a few words that Rust or C compilers make goes through them.
 //!
 //! The counts are in the file that `COUNT_COPIES` names, mapped, so that a test reads them while the process runs:
-//! words of eight bytes, native order: copies, their bytes, the longest; then [`SITES`] times three: where a copy of
-//! [`LONG`] or more was called from (relative to the program), how many of those, their bytes.
+//! words of eight bytes, native order. First [`BUCKETS`] times two: copies of so many bits of length, and their bytes.
+//! Then [`SITES`] times three: where copies were called from (relative to the program), how many, their bytes.
 #![allow(unsafe_code)]
 
 #[cfg(target_arch = "x86_64")]
@@ -13,10 +13,11 @@ mod counting {
     use std::ptr;
     use std::sync::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering::Relaxed};
 
-    /// Copies of so many bytes are told apart by their callers.
-    const LONG: usize = 4096;
-    const SITES: usize = 64;
-    const HEAD: usize = 3;
+    /// By the bits of the length: 0, 1, 2 to 3, 4 to 7, ...
+    const BUCKETS: usize = 64;
+    /// Callers that are told apart; more than any run has had. What does not fit is in the buckets only.
+    const SITES: usize = 8192;
+    const HEAD: usize = 2 * BUCKETS;
     const WORDS: usize = HEAD + 3 * SITES;
 
     /// Null until the file is mapped: what is copied before is not counted.
@@ -94,19 +95,19 @@ mod counting {
     }
 
     fn count(counts: &[AtomicU64], bytes: usize, caller: usize) {
-        counts[0].fetch_add(1, Relaxed);
-        counts[1].fetch_add(bytes as u64, Relaxed);
-        counts[2].fetch_max(bytes as u64, Relaxed);
-        if bytes < LONG {
-            return;
-        }
+        let bucket = 2 * (usize::BITS - bytes.leading_zeros()).min(BUCKETS as u32 - 1) as usize;
+        counts[bucket].fetch_add(1, Relaxed);
+        counts[bucket + 1].fetch_add(bytes as u64, Relaxed);
         let site = (caller.wrapping_sub(BASE.load(Relaxed)) as u64).max(1);
-        // The first free place from where its number points; with all taken, only the sums count.
-        for step in 0..SITES {
-            let at = HEAD + 3 * ((site as usize / 4 + step) % SITES);
+        // The first free place from where its number points.
+        for step in 0..64 {
+            let at = HEAD + 3 * ((site as usize).wrapping_mul(0x9e37_79b1).wrapping_add(step) % SITES);
             let place = &counts[at];
-            let taken = place.compare_exchange(0, site, Relaxed, Relaxed);
-            if taken.is_ok() || taken == Err(site) {
+            let held = match place.load(Relaxed) {
+                0 => place.compare_exchange(0, site, Relaxed, Relaxed).map_or_else(|now| now, |_| site),
+                now => now,
+            };
+            if held == site {
                 counts[at + 1].fetch_add(1, Relaxed);
                 counts[at + 2].fetch_add(bytes as u64, Relaxed);
                 return;

@@ -20,6 +20,7 @@ mod error;
 mod library;
 mod limits;
 mod memory;
+mod network;
 mod queue;
 mod rail;
 mod window;

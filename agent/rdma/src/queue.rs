@@ -105,6 +105,7 @@ impl<T: Target, S: Source> Drop for Queue<T, S> {
 }
 
 impl<T: Target, S: Source> Queue<T, S> {
+    /// Lends the first `length` bytes of `target` to the peer, for writes of `segments` segments in all. It comes
     /// back through the lease, after its key has been revoked.
     ///
     /// # Errors

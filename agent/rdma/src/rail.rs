@@ -16,10 +16,11 @@ use rdma_sys::{ibv_access_flags, ibv_comp_channel, ibv_mr, ibv_pd};
 use tokio::sync::watch;
 
 use crate::completion;
-use crate::device::{Device, GidEntry, List, Open, Port, PortState};
+use crate::device::{Device, Gid, GidEntry, List, Open, Port, PortState};
 use crate::error::{Fault, RdmaError};
 use crate::limits::{ACK_TIMEOUT, QUEUES_MAX, RAIL_FAULTS_MAX, RETRIES};
 use crate::memory::Mapping;
+use crate::network::network_bits;
 use crate::queue::{Polled, Queue};
 
 /// How slots get keys of their own.
@@ -38,7 +39,7 @@ pub struct RailOptions {
     pub keys: Option<KeyKind>,
     /// Acknowledgement timeout, as 4.096 µs · 2^n.
     pub ack_timeout: u8,
-    /// Retries after it.
+    /// Retries after it, 6 at most.
     pub retries: u8,
     /// Queue pairs there may be at once.
     pub queues_max: usize,
@@ -92,6 +93,8 @@ pub(crate) struct Shared {
     pub(crate) channel: *mut ibv_comp_channel,
     pub(crate) port: Port,
     pub(crate) gid: GidEntry,
+    /// Leading bits of the address that name its network.
+    network_bits: Option<u32>,
     pub(crate) keys: KeyKind,
     pub(crate) options: RailOptions,
     regions: Mutex<Vec<Registered>>,
@@ -284,6 +287,7 @@ impl Rail {
         let wire_before = wire_bytes(&open.name, &port);
         // From here on `Shared` cleans up.
         let shared = Arc::new(Shared {
+            network_bits: network_bits(&gid),
             open,
             pd,
             channel,
@@ -368,6 +372,11 @@ impl Rail {
     /// The address.
     pub fn gid(&self) -> &GidEntry {
         &self.0.0.gid
+    }
+
+    /// Is this address on the network of the rail's own? Also true when the width of that is not known.
+    pub fn is_on_network(&self, other: Gid) -> bool {
+        self.0.0.network_bits.is_none_or(|bits| self.gid().gid.common_prefix(other) >= bits)
     }
 
     /// How slots get keys.

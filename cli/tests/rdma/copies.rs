@@ -1,5 +1,6 @@
 //! What a byte costs the processor on its way from the device to the disk: copies are counted, not argued about.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -15,37 +16,61 @@ fn library() -> PathBuf {
     path
 }
 
-/// The counts of a process that runs with the library.
-#[derive(Debug)]
-struct Copies {
-    bytes: u64,
-    longest: u64,
-    /// Where long copies were called from, how many, and their bytes.
-    long: Vec<(u64, u64, u64)>,
-}
+/// Buckets of the library, by the bits of a copy's length.
+const BUCKETS: usize = 64;
 
-/// Copies of so many bytes are told apart by their callers: `LONG` of the library.
-const LONG: u64 = 4096;
+/// Copies and their bytes.
+type Count = (u64, u64);
+
+/// The counts of a process that runs with the library.
+struct Copies {
+    /// By the bits of their length.
+    sizes: Vec<Count>,
+    /// By where they were called from, in the program.
+    sites: BTreeMap<u64, Count>,
+}
 
 impl Copies {
     fn read(path: &Path) -> Copies {
         let file = fs::read(path).unwrap();
         let words: Vec<u64> = file.chunks_exact(8).map(|w| u64::from_ne_bytes(w.try_into().unwrap())).collect();
-        let sites = words[3..].chunks_exact(3).filter(|s| s[0] != 0).map(|s| (s[0], s[1], s[2]));
-        Copies { bytes: words[1], longest: words[2], long: sites.collect() }
+        let sizes = words[..2 * BUCKETS].chunks_exact(2).map(|s| (s[0], s[1])).collect();
+        let sites = words[2 * BUCKETS..].chunks_exact(3).filter(|s| s[0] != 0).map(|s| (s[0], (s[1], s[2])));
+        Copies { sizes, sites: sites.collect() }
     }
 
-    /// Bytes of long copies since then, and where they were made.
-    fn long_since(&self, before: &Copies) -> (u64, String) {
-        let old = |site: u64| before.long.iter().find(|s| s.0 == site).map_or((0, 0), |s| (s.1, s.2));
-        let mut long: Vec<_> = self.long.iter().map(|s| (s.2 - old(s.0).1, s.1 - old(s.0).0, s.0)).collect();
-        long.sort_unstable();
-        let sum = long.iter().map(|s| s.0).sum();
-        let texts = long.iter().rev().take(5).filter(|s| s.0 > 0);
-        let texts = texts.map(|(bytes, n, site)| format!("; {bytes} bytes in {n} from {site:#x}"));
-        (sum, texts.collect())
+    fn since(&self, before: &Copies) -> Copies {
+        let minus = |now: Count, then: Count| (now.0 - then.0, now.1 - then.1);
+        let sizes = self.sizes.iter().zip(&before.sizes).map(|(now, then)| minus(*now, *then)).collect();
+        let then = |site: &u64| before.sites.get(site).copied().unwrap_or_default();
+        Copies { sizes, sites: self.sites.iter().map(|(site, now)| (*site, minus(*now, then(site)))).collect() }
+    }
+
+    /// Bytes of copies of at least so many bytes, a power of two.
+    fn bytes_from(&self, length: u64) -> u64 {
+        self.sizes[(64 - length.leading_zeros()) as usize..].iter().map(|s| s.1).sum()
+    }
+
+    /// What a reader of a failed run wants to know.
+    fn print(&self, who: &str) {
+        for (bits, (n, bytes)) in self.sizes.iter().enumerate().filter(|(_, s)| s.1 > 0) {
+            println!("copies: {who}: {n} of less than {} bytes: {bytes}", 1u64 << bits);
+        }
+        let mut sites: Vec<_> = self.sites.iter().map(|(site, (n, bytes))| (bytes, n, site)).collect();
+        sites.sort_unstable();
+        for (bytes, n, site) in sites.iter().rev().take(12) {
+            // The call, not what comes after it.
+            let at = format!("{:#x}", **site - 1);
+            let binary = env!("CARGO_BIN_EXE_millstream");
+            let found = Command::new("addr2line").args(["-f", "-C", "-i", "-p", "-e", binary, &at]).output();
+            let found = found.map(|output| String::from_utf8_lossy(&output.stdout).trim().replace('\n', " "));
+            println!("copies: {who}: {bytes} bytes in {n} from {at} {}", found.unwrap_or_default());
+        }
     }
 }
+
+/// A piece that is copied is copied in parts of at least so many bytes.
+const LONG: u64 = 4096;
 
 fn number(path: &str) -> u64 {
     fs::read_to_string(path).unwrap().trim().parse().unwrap()
@@ -65,8 +90,8 @@ fn the_counter_counts() {
     let mut python = Command::new("python3");
     python.args(["-c", script]).env("LD_PRELOAD", library()).env("COUNT_COPIES", &counts);
     assert!(python.status().unwrap().success());
-    let counted = Copies::read(&counts);
-    assert!(counted.bytes >= 8 << 20 && counted.longest == 8 << 20, "{counted:?}");
+    let counted = Copies::read(&counts).bytes_from(8 << 20);
+    assert!(counted >= 8 << 20, "{counted}");
 }
 
 #[test]
@@ -99,20 +124,18 @@ fn nothing_is_copied_between_the_device_and_the_disk() {
     println!("copies: {received} bytes received over RDMA ({packets} packets of at most {MTU}), direct I/O: {direct}");
     println!("copies: {disk} bytes written to the disk, {lo} bytes over loopback TCP (control, everybody's)");
     for (i, who) in ["source", "receiver"].iter().enumerate() {
-        let copied = after.0[i].bytes - before.0[i].bytes;
-        let (long, where_from) = after.0[i].long_since(&before.0[i]);
+        let copied = after.0[i].since(&before.0[i]);
+        copied.print(who);
+        let (long, all) = (copied.bytes_from(LONG), copied.bytes_from(0));
         let ratio = |bytes: u64| bytes as f64 / received as f64;
         println!(
-            "copies: {who}: {:.4} bytes for each received in copies of {LONG} and more{where_from}; {:.4} in shorter ones",
-            ratio(long),
-            ratio(copied - long)
+            "copies: {who}: {:.4} for each byte received, {:.4} of them in parts of {LONG} and more",
+            ratio(all),
+            ratio(long)
         );
-    }
-    for (before, after) in before.0.iter().zip(&after.0) {
-        let (long, copied) = (after.long_since(before).0, after.bytes - before.bytes);
         // Messages and books are copied in small parts. A piece that was copied once, in whatever parts, would count
         // as much as was received.
-        assert!(long < received / 100 && copied < received / 4, "{long} in long copies, {copied} in all");
+        assert!(long < received / 100 && all < received / 4, "{who}: {long} in long copies, {all} in all");
     }
     assert!(packets >= received / MTU, "the device carried them");
     assert!(lo < received / 5, "{lo} bytes went over TCP");

@@ -10,6 +10,7 @@ use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
 use millstream_sim_s3::{ObjectOptions, S3Server, Seeded, ServerConfig};
+use millstream_types::limits::PIECE_BYTES_MIN;
 use serde_json::{Value, json};
 
 use crate::harness::{ask_socket, millstream};
@@ -70,17 +71,19 @@ fn is_up(status: &Value, name: &str) -> bool {
     status["nodes"].as_array().unwrap().iter().any(|n| n["node"] == name && n["state"] == "up")
 }
 
-/// The datasets: `a` of some shards, then small ones.
-fn shards(dataset: &str) -> u64 {
-    if dataset == "a" { SHARDS } else { 1 }
+/// The datasets are numbered: the first of some shards, then small ones.
+const DATASETS: u64 = 120;
+
+fn shards(dataset: u64) -> u64 {
+    if dataset == 0 { SHARDS } else { 1 }
 }
 
-fn seed(dataset: &str, shard: u64) -> u64 {
-    u64::from(dataset.as_bytes()[0]) << 8 | shard
+fn seed(dataset: u64, shard: u64) -> u64 {
+    dataset << 8 | shard
 }
 
-fn has_all(dir: &Path, node: &str, dataset: &str) -> bool {
-    let root = dir.join(node).join(format!("datasets/{dataset}@v1"));
+fn has_all(dir: &Path, node: &str, dataset: u64) -> bool {
+    let root = dir.join(node).join(format!("datasets/d{dataset}@v1"));
     (0..shards(dataset)).all(|i| {
         let wanted = Seeded::new(seed(dataset, i)).bytes(SHARD_BYTES);
         fs::read(root.join(format!("{i}.tar"))).is_ok_and(|bytes| bytes == wanted)
@@ -121,6 +124,7 @@ fn carried(device: &Value) -> u64 {
 struct Left {
     dir: tempfile::TempDir,
     right: Right,
+    datasets: std::ops::Range<u64>,
 }
 
 impl Left {
@@ -133,12 +137,35 @@ impl Left {
         carried(&device(&self.own(), rail))
     }
 
-    fn stage(&mut self, dataset: &str) {
-        assert!(client(&["dataset", "add", dataset, &format!("s3://data/{dataset}/"), "--version", "v1"]).is_some());
-        let version = format!("{dataset}@v1");
+    /// The next dataset, on both nodes.
+    fn stage(&mut self) {
+        let dataset = self.datasets.next().expect("one of so many");
+        let name = format!("d{dataset}");
+        assert!(client(&["dataset", "add", &name, &format!("s3://data/{name}/"), "--version", "v1"]).is_some());
+        let version = format!("{name}@v1");
         assert!(client(&["stage", &version, "--wait", "--timeout", "200s"]).is_some(), "{:?}", status());
-        assert!(has_all(self.dir.path(), "left", dataset), "{dataset} on the left");
-        assert_eq!(self.right.tell(&json!({"has": dataset})), json!(true), "{dataset} on the right");
+        assert!(has_all(self.dir.path(), "left", dataset), "{name} on the left");
+        assert_eq!(self.right.tell(&json!({"has": dataset})), json!(true), "{name} on the right");
+    }
+
+    /// Datasets until a rail carries more than it has; what went over TCP meanwhile was counted.
+    fn stage_until_it_carries(&mut self, rail: &str) {
+        let before = self.carried(rail);
+        until(&format!("{rail} carries"), || {
+            self.stage();
+            self.carried(rail) > before
+        });
+        self.assert_counted();
+    }
+
+    /// Each piece that came over TCP is a fallback with its reason. Both nodes have a device.
+    fn assert_counted(&mut self) {
+        for own in [self.own(), self.right.tell(&json!({"status": true}))] {
+            let fallbacks = own["fallbacks"].as_array().into_iter().flatten();
+            let counts = fallbacks.filter(|f| f["from"] == "rdma").map(|f| f["count"].as_u64().unwrap());
+            let tcp = own["received_bytes"]["tcp"].as_u64().unwrap();
+            assert!(tcp <= counts.sum::<u64>() * PIECE_BYTES_MIN, "{own}");
+        }
     }
 
     /// Bytes that both nodes received by this way.
@@ -159,10 +186,10 @@ fn pair_left() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let config = ServerConfig { listen: LEFT_S3.parse().unwrap(), ..ServerConfig::default() };
     let s3 = runtime.block_on(S3Server::start(config)).unwrap();
-    for dataset in ('a'..='z').map(String::from) {
-        for i in 0..shards(&dataset) {
-            let (key, bytes) = (format!("{dataset}/{i}.tar"), SHARD_BYTES as u64);
-            s3.put_seeded("data", &key, seed(&dataset, i), bytes, ObjectOptions::default()).unwrap();
+    for dataset in 0..DATASETS {
+        for i in 0..shards(dataset) {
+            let (key, bytes) = (format!("d{dataset}/{i}.tar"), SHARD_BYTES as u64);
+            s3.put_seeded("data", &key, seed(dataset, i), bytes, ObjectOptions::default()).unwrap();
         }
     }
     let mut coordinator = with_origin(millstream());
@@ -173,7 +200,7 @@ fn pair_left() {
     let _agent = agent("left", "10.9.1.1", dir.path());
     let orders = TcpListener::bind(ORDERS).unwrap();
     let right = Right(BufReader::new(orders.accept().unwrap().0));
-    let mut left = Left { dir, right };
+    let mut left = Left { dir, right, datasets: 0..DATASETS };
     until("both nodes are up", || status().is_some_and(|s| is_up(&s, "left") && is_up(&s, "right")));
 
     every_byte_goes_over_rdma(&mut left);
@@ -185,12 +212,14 @@ fn pair_left() {
         right_device["state"] == "up"
     });
     println!("pair: {lost} is back on the right: {}", right_device["gid"]);
+    left.stage_until_it_carries(lost);
+    println!("pair: {lost} carries again; fallbacks {:?}", left.fallbacks());
     a_node_without_a_device_gets_everything_over_tcp(&mut left);
     left.right.tell(&json!({"end": true}));
 }
 
 fn every_byte_goes_over_rdma(left: &mut Left) {
-    left.stage("a");
+    left.stage();
     let all = SHARDS * SHARD_BYTES as u64;
     let (rdma, tcp) = (left.received("rdma"), left.received("tcp"));
     println!("pair: {rdma} bytes over RDMA between two machines, {tcp} over TCP; fallbacks {:?}", left.fallbacks());
@@ -207,15 +236,8 @@ fn every_byte_goes_over_rdma(left: &mut Left) {
 fn a_lost_rail_is_left_for_the_other(left: &mut Left) -> &'static str {
     let first = left.carried("rxe1") >= left.carried("rxe2");
     let (lost, other) = if first { ("rxe1", "rxe2") } else { ("rxe2", "rxe1") };
-    let ours = |left: &mut Left| device(&left.own(), other);
-    let before = ours(left);
     left.right.shell(&format!("rdma link delete {lost}"));
-    let mut datasets = 'b'..='y';
-    until("the other rail carries", || {
-        left.stage(&datasets.next().expect("one of so many").to_string());
-        let now = ours(left);
-        ["received_bytes", "sent_bytes"].iter().any(|way| now[way].as_u64() > before[way].as_u64())
-    });
+    left.stage_until_it_carries(other);
     println!("pair: without {lost} on the right, {other} carries; fallbacks {:?}", left.fallbacks());
     lost
 }
@@ -232,7 +254,7 @@ fn a_node_without_a_device_gets_everything_over_tcp(left: &mut Left) {
         })
     });
     let before = left.own()["received_bytes"].clone();
-    left.stage("z");
+    left.stage();
     let (own, theirs) = (left.own(), left.right.tell(&json!({"status": true})));
     assert_eq!(own["received_bytes"]["rdma"], before["rdma"], "nothing comes from it over RDMA");
     assert_eq!(theirs["received_bytes"]["rdma"], 0);
@@ -268,7 +290,7 @@ fn pair_right() {
             running = None;
         } else if order["agent"] == "start" {
             running = start();
-        } else if let Some(dataset) = order["has"].as_str() {
+        } else if let Some(dataset) = order["has"].as_u64() {
             answer = json!(has_all(dir.path(), "right", dataset));
         } else if order["status"] == true {
             answer = ask_socket(&socket, &json!({"op": "status"}));

@@ -15,7 +15,7 @@ use super::books::{Books, Polled, State};
 use super::{Address, Queue};
 use crate::device::Link;
 use crate::error::RdmaError;
-use crate::limits::{HOP_LIMIT, RECEIVE_DEPTH, RNR_RETRIES, RNR_TIMER, SEND_DEPTH};
+use crate::limits::{HOP_LIMIT, RECEIVE_DEPTH, RETRIES_MAX, RNR_RETRIES, RNR_TIMER, SEND_DEPTH};
 use crate::memory::{Source, Target};
 use crate::rail::{Handle, locked};
 
@@ -161,7 +161,7 @@ impl<T: Target, S: Source> Queue<T, S> {
         let options = self.books.shared.options;
         let mut a = empty_attributes(ibv_qp_state::IBV_QPS_RTS);
         a.timeout = options.ack_timeout.min(31);
-        a.retry_cnt = options.retries.min(7);
+        a.retry_cnt = options.retries.min(RETRIES_MAX);
         a.rnr_retry = RNR_RETRIES;
         a.sq_psn = self.psn;
         a.max_rd_atomic = 1;

@@ -8,10 +8,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use millstream_agent_core::wire::{Features, Frame, RemoteSlot, StatusCode};
+use millstream_agent_core::wire::{Frame, RemoteSlot, StatusCode};
 use millstream_rdma::{Fault, Lent, Queue, SEGMENT_BYTES};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -21,12 +19,12 @@ use crate::buffers::Slot;
 use crate::buffers::rdma::Outgoing;
 use crate::limits::{PEER_TICK_MIN, PEERS_MAX, RDMA_CANCEL_GRACE, RDMA_SETUP_RETRY};
 use crate::piece::Unverified;
-use crate::transport::tcp::greeting::{GreetingError, greet};
-use crate::transport::tcp::socket;
 use crate::transport::{FetchError, PieceRequest};
 
+mod connecting;
 mod link;
 
+use connecting::{Paired, connect};
 pub(super) use link::{IDLE, Link};
 
 /// Why there is no link.
@@ -113,7 +111,8 @@ impl Peers {
     async fn link(&self, address: &str) -> Result<Arc<Link>, Refused> {
         let peer = self.peer(address);
         let mut state = peer.lock().await;
-        if let Some(link) = state.link.upgrade().filter(|link| link.is_open()) {
+        let current = state.link.upgrade().filter(|link| link.is_open());
+        if let Some(link) = current.clone().filter(|link| !link.is_to_move()) {
             return Ok(link);
         }
         if let Some((at, refused)) = &state.failed
@@ -122,15 +121,19 @@ impl Peers {
             return Err(refused.clone());
         }
         let refused = match connect(&self.node, address).await {
-            Ok((stream, held, queue)) => {
+            // A link that is replaced carries what is in flight on it, then is idle, and closed.
+            Ok(paired) => {
                 self.node.stats.links_opened.fetch_add(1, Relaxed);
-                let link = Link::start(address, &self.node, stream, held, queue, self.stop.clone());
+                let link = Link::start(address, &self.node, paired, self.stop.clone());
                 (state.link, state.failed) = (Arc::downgrade(&link), None);
                 return Ok(link);
             }
             Err(refused) => refused,
         };
         tracing::debug!(peer = address, reason = refused.reason, detail = refused.detail, "no RDMA link");
+        if let Some(link) = current {
+            return Ok(link);
+        }
         state.failed = Some((Instant::now(), refused.clone()));
         Err(refused)
     }
@@ -190,77 +193,6 @@ impl Peers {
         });
         answered.await.unwrap_or_else(|_| Err(Failed::Answered(FetchError::Cancelled)))
     }
-}
-
-/// A connection to the peer's port, then all the rest.
-async fn connect(node: &Arc<Node>, address: &str) -> Result<(TcpStream, Vec<u8>, Queue<Slot, Outgoing>), Refused> {
-    let Some(rail) = node.rails.choose(address, None) else {
-        let reason = node.rails.lack().err().flatten().unwrap_or("no-device");
-        return Err(Refused::ours(reason, "no device can be used"));
-    };
-    let timeout = node.config.connect_timeout;
-    let connected = tokio::time::timeout(timeout, TcpStream::connect(address)).await;
-    let stream = match connected {
-        Ok(stream) => stream.map_err(|e| Refused::unreachable(e.to_string()))?,
-        Err(_) => return Err(Refused::unreachable(format!("no connection within {timeout:?}"))),
-    };
-    socket::prepare(&stream).map_err(|e| Refused::unreachable(e.to_string()))?;
-    let timeout = node.config.setup_timeout;
-    let paired = tokio::time::timeout(timeout, pair(node, &rail, stream)).await;
-    let paired =
-        paired.unwrap_or_else(|_| Err(Refused::theirs("setup-timeout", format!("no queue pair within {timeout:?}"))));
-    if let Err(Refused { rail: true, .. }) = &paired {
-        node.rails.failed(address, rail.device());
-    }
-    paired
-}
-
-/// Greeting and queue pairs.
-async fn pair(
-    node: &Arc<Node>,
-    rail: &millstream_rdma::Rail,
-    mut stream: TcpStream,
-) -> Result<(TcpStream, Vec<u8>, Queue<Slot, Outgoing>), Refused> {
-    let broken = |e: std::io::Error| Refused::theirs("peer-refused", e.to_string());
-    let mut held = Vec::new();
-    let hello = greet(&mut stream, &node.config.node, node.config.token, Features::RDMA, &mut held).await;
-    let hello = hello.map_err(|error| match error {
-        GreetingError::Wire(e @ millstream_agent_core::wire::WireError::Version { .. }) => {
-            Refused::theirs("version-mismatch", e.to_string())
-        }
-        GreetingError::Refused(millstream_agent_core::wire::Refusal::Version) => {
-            Refused::theirs("version-mismatch", error.to_string())
-        }
-        GreetingError::Refused(_) => Refused::theirs("refused", error.to_string()),
-        other => Refused::theirs("peer-refused", other.to_string()),
-    })?;
-    if !hello.features.contains(Features::RDMA) {
-        return Err(Refused::theirs("peer-without-rdma", format!("node {} offers no RDMA now", hello.node)));
-    }
-    let ours = |e: millstream_rdma::RdmaError| Refused::ours(e.reason(), e.to_string());
-    let queue = rail.queue::<Slot, Outgoing>().map_err(ours)?;
-    let mut bytes = Vec::new();
-    Frame::QueuePair(super::to_wire(&queue.address())).encode(&mut bytes);
-    stream.write_all(&bytes).await.map_err(broken)?;
-    let theirs = loop {
-        let mut view = held.as_slice();
-        let decoded = Frame::decode(&mut view).map_err(|e| Refused::theirs("protocol", e.to_string()))?;
-        let taken = held.len() - view.len();
-        held.drain(..taken);
-        match decoded {
-            Some(Frame::QueuePair(pair)) => break pair,
-            Some(Frame::Broken { trouble }) => {
-                return Err(Refused::rail(trouble.reason(), format!("it gives no queue pair: {trouble:?}")));
-            }
-            Some(other) => return Err(Refused::theirs("protocol", format!("{other:?} instead of a queue pair"))),
-            None => {}
-        }
-        if stream.read_buf(&mut held).await.map_err(broken)? == 0 {
-            return Err(Refused::theirs("peer-refused", "closed before it gave a queue pair"));
-        }
-    };
-    queue.connect(&super::from_wire(&theirs)).map_err(|e| Refused::rail(e.reason(), e.to_string()))?;
-    Ok((stream, held, queue))
 }
 
 /// One piece, from the lending of its slot to the slot's return.

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use millstream_agent_core::cooldown::{Cooldowns, Trial};
-use millstream_agent_core::rails::{RailFaults, RailView, choose_rail};
+use millstream_agent_core::rails::{RailFaults, RailView, choose_rail, nearer_rail};
 use millstream_agent_core::wire::QueuePair;
 use millstream_rdma::{Gid, Link, Mapping, Rail, RailOptions, RailState, RdmaError};
 use millstream_types::Time;
@@ -160,19 +160,38 @@ impl Rails {
         self.locked().up.iter().filter(|up| *up.rail.state().borrow() == RailState::Up).count() as u64
     }
 
-    /// The rail for a peer: by its name when this side asks, by its address when it has asked.
-    pub(super) fn choose(&self, peer: &str, address: Option<&QueuePair>) -> Option<Rail> {
+    /// The rail on which to ask a peer.
+    pub(super) fn choose(&self, peer: &str) -> Option<Rail> {
         let state = self.locked();
+        choose_rail(&self.views(&state, Some(peer), None), peer).map(|at| state.up[at].rail.clone())
+    }
+
+    /// The rail on which to answer a peer that has sent its address.
+    pub(super) fn choose_answering(&self, peer: &str, address: &QueuePair) -> Option<Rail> {
+        let state = self.locked();
+        choose_rail(&self.views(&state, None, Some(address)), peer).map(|at| state.up[at].rail.clone())
+    }
+
+    /// A peer that was asked on `device` has answered from `address`: a rail that is on that network, when the first
+    /// one is not.
+    pub(super) fn nearer(&self, peer: &str, device: &str, address: &QueuePair) -> Option<Rail> {
+        let state = self.locked();
+        let asked = state.up.iter().position(|up| up.rail.device() == device)?;
+        nearer_rail(&self.views(&state, Some(peer), Some(address)), peer, asked).map(|at| state.up[at].rail.clone())
+    }
+
+    fn views(&self, state: &State, asked: Option<&str>, address: Option<&QueuePair>) -> Vec<RailView> {
+        let now = self.now();
         let view = |up: &Up| RailView {
             device: up.rail.device().to_owned(),
             distance: distance(up.numa_node),
             up: *up.rail.state().borrow() == RailState::Up
                 && address.is_none_or(|a| a.infiniband == (up.rail.port().link == Link::InfiniBand)),
-            faults: if address.is_none() { state.faults.count(peer, up.rail.device()) } else { 0 },
+            faults: asked.map_or(0, |peer| state.faults.count(peer, up.rail.device(), now)),
+            same_network: address.is_none_or(|a| up.rail.is_on_network(Gid(a.gid))),
             shared_prefix: address.map_or(0, |a| Gid(a.gid).common_prefix(up.rail.gid().gid)),
         };
-        let views: Vec<RailView> = state.up.iter().map(view).collect();
-        choose_rail(&views, peer).map(|at| state.up[at].rail.clone())
+        state.up.iter().map(view).collect()
     }
 
     /// A queue pair to `peer` over `device` carried a piece.
@@ -180,9 +199,11 @@ impl Rails {
         self.locked().faults.worked(peer, device);
     }
 
-    /// A queue pair to `peer` over `device` carried nothing: the next one tries another rail, if there is one.
+    /// A queue pair to `peer` over `device` failed, or there was none: the next one tries another rail, if there is
+    /// one.
     pub(super) fn failed(&self, peer: &str, device: &str) {
-        self.locked().faults.failed(peer, device);
+        let now = self.now();
+        self.locked().faults.failed(peer, device, now);
     }
 
     /// The devices: those in use, with what went over them, and those that are left alone for now.

@@ -14,7 +14,7 @@ use futures::StreamExt;
 use futures::future::{AbortHandle, Abortable, BoxFuture};
 use futures::stream::FuturesUnordered;
 use millstream_agent_core::wire::{Frame, Hello, QueuePair, RemoteSlot, StatusCode, Trouble};
-use millstream_rdma::{Fault, LEASES_MAX, Queue, RdmaError};
+use millstream_rdma::{Fault, LEASES_MAX, Queue, Rail, RdmaError};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
@@ -188,13 +188,13 @@ async fn pair(
     hello: &Hello,
 ) -> Result<Queue<Slot, Outgoing>, &'static str> {
     let theirs = their_pair(stream, held).await?;
-    let queue = node.rails.choose(&hello.node, Some(&theirs)).ok_or((Trouble::Device, "no device")).and_then(|rail| {
-        let queue = rail.queue::<Slot, Outgoing>();
-        queue.and_then(|q| q.connect(&super::from_wire(&theirs)).map(|()| q)).map_err(|error| {
+    let queue = match node.rails.choose_answering(&hello.node, &theirs) {
+        Some(rail) => queue_pair(&rail, &theirs).await.map_err(|error| {
             tracing::warn!(%error, peer = hello.node, "cannot give a peer a queue pair");
             (trouble_of(&error), error.reason())
-        })
-    });
+        }),
+        None => Err((Trouble::Device, "no device")),
+    };
     let mut bytes = Vec::new();
     match &queue {
         Ok(queue) => Frame::QueuePair(super::to_wire(&queue.address())).encode(&mut bytes),
@@ -202,6 +202,10 @@ async fn pair(
     }
     stream.write_all(&bytes).await.map_err(|_| "i/o error")?;
     queue.map_err(|(_, reason)| reason)
+}
+
+async fn queue_pair(rail: &Rail, theirs: &QueuePair) -> Result<Queue<Slot, Outgoing>, RdmaError> {
+    super::joined(rail.queue()?, theirs).await
 }
 
 async fn their_pair(stream: &mut TcpStream, held: &mut Vec<u8>) -> Result<QueuePair, &'static str> {

@@ -1,10 +1,21 @@
 //! A link: the control connection to one peer, and the queue pair that lives as long as it.
 
-use super::*;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
-/// Ends of a link over which nothing came that may be its rail's fault: the next one tries another.
-const RAIL_REASONS: [&str; 6] =
-    ["retry-exceeded", "receiver-not-ready", "remote-access", "local-error", "peer-fault", "cancel-ignored"];
+use super::*;
+use crate::limits::RDMA_RAIL_LOOK_PERIOD;
+
+/// Ends of a link that may be its rail's fault, or that of the peer's: the next one tries another.
+const RAIL_REASONS: [&str; 7] = [
+    "retry-exceeded",
+    "receiver-not-ready",
+    "remote-access",
+    "local-error",
+    "peer-device",
+    "peer-fault",
+    "cancel-ignored",
+];
 
 /// The end of a link that nobody used.
 pub(in crate::transport::rdma) const IDLE: &str = "idle";
@@ -24,17 +35,13 @@ pub(in crate::transport::rdma) struct Link {
     peer: String,
     /// A piece has come over it.
     carried: AtomicBool,
+    /// When it was last asked whether this is still the rail to use.
+    rail_looked_at: Mutex<Instant>,
 }
 
 impl Link {
-    pub(super) fn start(
-        address: &str,
-        node: &Arc<Node>,
-        stream: TcpStream,
-        held: Vec<u8>,
-        queue: Queue<Slot, Outgoing>,
-        stop: CancellationToken,
-    ) -> Arc<Link> {
+    pub(super) fn start(address: &str, node: &Arc<Node>, paired: Paired, stop: CancellationToken) -> Arc<Link> {
+        let Paired { stream, held, queue } = paired;
         // At most two frames for each slot that is lent, so the channel is bounded by those.
         let (out, frames) = mpsc::unbounded_channel();
         let link = Arc::new(Link {
@@ -47,6 +54,7 @@ impl Link {
             node: node.clone(),
             peer: address.to_owned(),
             carried: AtomicBool::new(false),
+            rail_looked_at: Mutex::new(Instant::now()),
         });
         let task = link.clone();
         let (silence, idle_close) = (node.config.silence, node.config.idle_close);
@@ -55,7 +63,7 @@ impl Link {
             task.end(reason);
             // Not always what ended the connection: the first reason is the one that counts.
             let reason = task.ended().unwrap_or(reason);
-            if !task.carried.load(Relaxed) && RAIL_REASONS.contains(&reason) {
+            if RAIL_REASONS.contains(&reason) {
                 task.node.rails.failed(&task.peer, task.queue.device());
             }
             tracing::debug!(peer = task.peer, reason = task.ended(), "an RDMA link ended");
@@ -65,6 +73,16 @@ impl Link {
 
     pub(super) fn is_open(&self) -> bool {
         locked(&self.ended).is_none() && self.queue.fault().is_none()
+    }
+
+    /// Is another rail the better one by now? One that failed may have come back. Looked at now and then.
+    pub(super) fn is_to_move(&self) -> bool {
+        let mut looked_at = locked(&self.rail_looked_at);
+        if looked_at.elapsed() < RDMA_RAIL_LOOK_PERIOD {
+            return false;
+        }
+        *looked_at = Instant::now();
+        self.node.rails.choose(&self.peer).is_some_and(|rail| rail.device() != self.queue.device())
     }
 
     /// A piece has come.
