@@ -152,15 +152,25 @@ fn uses_rdma_again(cluster: &Cluster) {
     });
 }
 
-/// Evicted on one node, the version is fetched again: from the other, over RDMA, which carried `before` bytes until now.
+/// Evicted on one node, the version is fetched again, until that is over RDMA, which carried `before` bytes until now:
+/// the other node may be left alone for a moment after its failure.
 fn fetch_again(cluster: &Cluster, before: u64) {
     cluster.stop_watching();
-    let evicted = cluster.cli_at(0, &["evict", harness::DATASET, "--nodes", "node1"]);
-    assert!(evicted.status.success(), "{}", String::from_utf8_lossy(&evicted.stderr));
-    cluster.stage_and_wait();
-    cluster.until_status("RDMA carries again", |s| received(s, "rdma") > before);
-    let status = cluster.status().unwrap();
-    println!("after it came back: {} bytes more over RDMA", received(&status, "rdma") - before);
+    until("RDMA carries again", || {
+        let evicted = cluster.cli_at(0, &["evict", harness::DATASET, "--nodes", "node1"]);
+        assert!(evicted.status.success(), "{}", String::from_utf8_lossy(&evicted.stderr));
+        cluster.stage_and_wait();
+        received(&settled_in(cluster), "rdma") > before
+    });
+    println!("after it came back: {} bytes more over RDMA", received(&cluster.status().unwrap(), "rdma") - before);
+}
+
+/// The status, once the nodes' own counts have come with their heartbeats.
+fn settled_in(cluster: &Cluster) -> Value {
+    let own = |i: usize| cluster.own_status(i)["received_bytes"]["rdma"].as_u64().unwrap();
+    let wanted = own(0) + own(1);
+    cluster.until_status("the heartbeats have come", |s| received(s, "rdma") >= wanted);
+    cluster.status().unwrap()
 }
 
 #[test]

@@ -180,7 +180,8 @@ impl Peers {
         let id = self.next_id.fetch_add(1, Relaxed);
         let operation = Operation { link: link.clone(), id, peer: peer.to_owned(), request, deadline, after };
         let stats = self.node.stats.clone();
-        tokio::spawn(async move {
+        // Boxed: tokio moves what it spawns half a dozen times.
+        tokio::spawn(Box::pin(async move {
             let _permit = permit;
             let mut answer = answer;
             let result = operation.run(slot, &mut answer).await;
@@ -190,7 +191,7 @@ impl Peers {
             }
             // Nobody waits any more: what came goes back to the arena.
             let _ = answer.send(result);
-        });
+        }));
         answered.await.unwrap_or_else(|_| Err(Failed::Answered(FetchError::Cancelled)))
     }
 }
