@@ -335,7 +335,7 @@ async fn a_paused_rail_is_named_and_opened_again() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn goodput_is_printed() {
     use futures::StreamExt;
-    let (pieces, fetches, at_once) = (8u32, 16u32, 8);
+    let (pieces, fetches, at_once) = (8u32, 64u32, 8);
     let source = TestSource::memory(pieces, PIECE);
     let (server, serving) = serve(source.clone(), source.arena.clone()).await;
     let asking = Asking::new().await;
