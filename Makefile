@@ -40,7 +40,7 @@ test-deploy: dev ## units under a live systemd, packages in a chroot, image in a
 	deploy/test/services.py $(TARGET)/bookworm.tar $(TARGET)/debs
 	deploy/test/image $(TARGET)/bookworm.tar $(TARGET)/debug/millstream
 
-test-rdma: build-deps ## RDMA over soft-RoCE, in virtual machines (software emulation, about 6 minutes)
+test-rdma: build-deps ## RDMA over soft-RoCE, in virtual machines (software emulation, about 7 minutes)
 	scripts/test-rdma
 
 build-deps: # what the verbs wall needs to build; nothing of it is needed to run

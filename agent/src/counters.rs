@@ -9,7 +9,7 @@ use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusRecorder};
 use crate::limits::LAST_ERRORS_MAX;
 
 /// All metrics of an agent: name, labels, help. Mirrored in `docs/metrics.md`.
-const METRICS: [(&str, &[&str], &str); 13] = [
+const METRICS: [(&str, &[&str], &str); 15] = [
     ("millstream_received_bytes_total", &["source"], "Bytes of accepted pieces."),
     ("millstream_local_hit_bytes_total", &[], "Bytes of shards that readers wanted and found in place."),
     ("millstream_sent_bytes_total", &["transport"], "Piece bytes sent to peers."),
@@ -18,6 +18,16 @@ const METRICS: [(&str, &[&str], &str); 13] = [
     ("millstream_fallbacks_total", &["from", "to", "reason"], "Something slower was used than what was wanted."),
     ("millstream_rdma_devices", &[], "RDMA devices of this node that can be used now."),
     ("millstream_rdma_copied_bytes_total", &[], "Bytes copied in memory to be sent over RDMA."),
+    (
+        "millstream_rdma_device_received_bytes",
+        &["device", "counted_by"],
+        "Bytes received over a device since it was opened, as the agent and as the device counts them.",
+    ),
+    (
+        "millstream_rdma_device_sent_bytes",
+        &["device", "counted_by"],
+        "Bytes sent over a device since it was opened, as the agent and as the device counts them.",
+    ),
     ("millstream_shards", &["state"], "Shards on this node."),
     ("millstream_cache_bytes", &["class"], "Bytes on disk."),
     ("millstream_evictions_total", &["cause"], "Versions evicted, and shards dropped behind readers."),
@@ -43,6 +53,40 @@ impl Count {
     /// Sets a value that another part counts.
     pub fn set(&self, n: u64) {
         self.0.store(n, Relaxed);
+    }
+}
+
+/// An RDMA device of this node, with what went over it by the agent's own count and by the device's.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct RdmaDevice {
+    /// `mlx5_0`.
+    pub device: String,
+    /// The port in use; 0 when none is.
+    pub port: u32,
+    /// `up`, or the reason code of why it is not used now.
+    pub state: String,
+    /// Its address.
+    pub gid: String,
+    /// `ib`, `roce-v1`, `roce-v2`.
+    pub kind: String,
+    /// Bytes of a packet.
+    pub mtu_bytes: u32,
+    /// Queue pairs there are now.
+    pub queue_pairs: u64,
+    /// Piece bytes that peers wrote into this node's slots since the device was opened.
+    pub received_bytes: u64,
+    /// Piece bytes written into peers' slots.
+    pub sent_bytes: u64,
+    /// What the device says that it received, headers included; `None` when it does not count.
+    pub wire_received_bytes: Option<u64>,
+    /// What it says that it sent.
+    pub wire_sent_bytes: Option<u64>,
+}
+
+impl RdmaDevice {
+    /// Does the device confirm that what counts as RDMA went over its wire? `None` when it does not count.
+    pub fn is_confirmed(&self) -> Option<bool> {
+        Some(self.wire_received_bytes? >= self.received_bytes && self.wire_sent_bytes? >= self.sent_bytes)
     }
 }
 
@@ -80,6 +124,7 @@ pub struct Counters {
     /// Shards open, not visible yet.
     pub shards_partial: Count,
     fallbacks: Mutex<BTreeMap<FallbackKey, u64>>,
+    rdma: Mutex<Vec<RdmaDevice>>,
     checksum_failures: Mutex<BTreeMap<(&'static str, &'static str), u64>>,
     evictions: Mutex<BTreeMap<&'static str, u64>>,
     /// With how often each was met; the latest last.
@@ -105,6 +150,7 @@ impl Default for Counters {
             shards_ready: Count::default(),
             shards_partial: Count::default(),
             fallbacks: Mutex::default(),
+            rdma: Mutex::default(),
             checksum_failures: Mutex::default(),
             evictions: Mutex::default(),
             last_errors: Mutex::default(),
@@ -136,6 +182,16 @@ impl Counters {
     /// All fallbacks so far.
     pub fn fallbacks(&self) -> Vec<(FallbackKey, u64)> {
         locked(&self.fallbacks).iter().map(|(k, v)| (k.clone(), *v)).collect()
+    }
+
+    /// The RDMA devices as they were looked at last.
+    pub fn rdma(&self) -> Vec<RdmaDevice> {
+        locked(&self.rdma).clone()
+    }
+
+    /// Sets what [`Counters::rdma`] returns.
+    pub fn set_rdma(&self, devices: Vec<RdmaDevice>) {
+        *locked(&self.rdma) = devices;
     }
 
     /// Counts bytes that did not match the manifest. `source` is `origin`, `tcp`, `rdma` or `disk`.
@@ -221,6 +277,17 @@ impl Counters {
         }
         gauge!("millstream_rdma_devices").set(self.rdma_devices.get() as f64);
         counter!("millstream_rdma_copied_bytes_total").absolute(self.rdma_copied.get());
+        for d in locked(&self.rdma).iter() {
+            let received = [("agent", Some(d.received_bytes)), ("device", d.wire_received_bytes)];
+            let sent = [("agent", Some(d.sent_bytes)), ("device", d.wire_sent_bytes)];
+            for (name, counts) in
+                [("millstream_rdma_device_received_bytes", received), ("millstream_rdma_device_sent_bytes", sent)]
+            {
+                for (by, bytes) in counts.into_iter().filter_map(|(by, bytes)| Some((by, bytes?))) {
+                    gauge!(name, "device" => d.device.clone(), "counted_by" => by).set(bytes as f64);
+                }
+            }
+        }
         gauge!("millstream_build_info", "version" => env!("CARGO_PKG_VERSION"), "role" => "agent").set(1.0);
     }
 }
@@ -270,12 +337,23 @@ mod tests {
     }
 
     #[test]
+    fn a_device_that_counts_less_than_we_do_denies_it() {
+        let mut device = RdmaDevice { received_bytes: 9, sent_bytes: 0, ..RdmaDevice::default() };
+        assert_eq!(device.is_confirmed(), None, "it does not count");
+        (device.wire_received_bytes, device.wire_sent_bytes) = (Some(9), Some(1));
+        assert_eq!(device.is_confirmed(), Some(true));
+        device.wire_received_bytes = Some(8);
+        assert_eq!(device.is_confirmed(), Some(false));
+    }
+
+    #[test]
     fn what_is_rendered_is_in_the_constants() {
         let counters = Counters::default();
         counters.fallback("uring", "blocking", "a test");
         counters.checksum_failure("tcp", "piece");
         counters.eviction("request");
         counters.extent_duration(0.5);
+        counters.set_rdma(vec![RdmaDevice { device: "mlx5_0".into(), ..RdmaDevice::default() }]);
         let text = counters.render();
         let kinds = text.lines().filter_map(|l| l.strip_prefix("# TYPE ")?.split(' ').next());
         let mut rendered: Vec<&str> = kinds.collect();

@@ -132,6 +132,8 @@ pub const WARM_PROBE_BYTES: usize = 256 * 1024;
 pub const WARM_READ_BYTES: usize = 256 * 1024;
 /// Buffers of a source that spoils pieces on purpose: as many as one connection may hold, a few times.
 pub const FAULTY_ARENA_BYTES: u64 = 64 << 20;
+/// Threads that zero the arena at the start: a few saturate the memory of a socket.
+pub const POPULATE_THREADS_MAX: usize = 8;
 /// Buffers of the serving side for pieces that are read from disk to be sent over RDMA: a few of the largest pieces
 /// for each of a few peers. Apart from the arena, and registered with it.
 pub const RDMA_SERVE_BYTES: u64 = 64 << 20;
@@ -146,6 +148,8 @@ pub const RDMA_CANCEL_GRACE: Duration = Duration::from_secs(2);
 pub const RDMA_SETUP_TIMEOUT: Duration = Duration::from_secs(10);
 /// Requests that waited for an attempt to set up a queue pair do not repeat it within this time.
 pub const RDMA_SETUP_RETRY: Duration = Duration::from_millis(500);
+/// How often a link in use asks whether its rail is still the one to use: moving costs a connection, not a piece.
+pub const RDMA_RAIL_LOOK_PERIOD: Duration = Duration::from_secs(5);
 /// How often devices are looked for that came, went or may be tried again.
 pub const RAIL_LOOK_PERIOD: Duration = Duration::from_millis(500);
 /// Reads and writes at once on blocking threads: more do not make a disk faster, and threads cost memory.

@@ -245,6 +245,10 @@ impl LocalApi {
     fn status(&self) -> Value {
         let usage = self.store.usage();
         let c = &self.counters;
+        let fallbacks = c.fallbacks().into_iter();
+        let fallbacks: Vec<Value> = fallbacks
+            .map(|((from, to, reason), count)| json!({"from": from, "to": to, "reason": reason, "count": count}))
+            .collect();
         let datasets: Vec<Value> = self.local.all().iter().map(|v| version_status(v)).collect();
         json!({
             "node": self.node, "io": self.io, "version": env!("CARGO_PKG_VERSION"), "features": FEATURES,
@@ -253,6 +257,7 @@ impl LocalApi {
             "received_bytes": {"origin": c.received_origin.get(), "tcp": c.received_tcp.get(), "rdma": c.received_rdma.get()},
             "sent_bytes": {"tcp": c.sent_tcp.get(), "rdma": c.sent_rdma.get()},
             "transport": self.transport.describe(),
+            "fallbacks": fallbacks,
             "coordinator": self.link.channel().is_some(),
             "local_hit_bytes": c.local_hits.get(),
             "last_errors": c.last_errors().into_iter().map(|(text, _)| text).collect::<Vec<_>>(),

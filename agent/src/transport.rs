@@ -13,6 +13,8 @@ use millstream_types::{Digest, PieceNo};
 use crate::buffers::Slot;
 use crate::piece::{Served, Unverified};
 
+pub use millstream_agent_core::reasons;
+
 pub mod faulty;
 #[cfg(feature = "rdma")]
 pub mod rdma;

@@ -16,6 +16,7 @@ use crate::driver::state::Stage;
 use crate::failure::RequestError;
 use crate::limits::NOTICES_MAX;
 use crate::nodes::Node;
+use crate::nodes::details::Rail;
 use crate::observe::alarms::Alarm;
 use crate::observe::events::Event;
 
@@ -64,6 +65,8 @@ pub(crate) struct NodeStatus {
     pub(crate) sent_bytes: Sent,
     pub(crate) rate_bytes_per_s: Rate,
     pub(crate) fallbacks: Vec<Fallback>,
+    /// What went over each RDMA device, as the agent and as the device counts it.
+    pub(crate) rails: Vec<Rail>,
     io_reason: String,
     http: String,
     pub(crate) agent_version: String,
@@ -261,6 +264,7 @@ impl State {
             state: state.as_str(),
             address: node.address().to_owned(),
             fallbacks: fallbacks.collect(),
+            rails: node.details.rails.iter().map(Rail::without_counters).collect(),
             disk: Disk {
                 capacity_bytes: report.capacity_bytes,
                 used_bytes: report.used_bytes,

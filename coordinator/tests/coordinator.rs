@@ -305,6 +305,16 @@ async fn status_has_the_shape_that_scripts_rely_on() {
         ..Default::default()
     };
     agent.say(Body::Heartbeat(heartbeat)).await;
+    let rail = v1::Rail {
+        device: "mlx5_0".into(),
+        state: "up".into(),
+        received_bytes: 7,
+        wire_received_bytes: Some(9),
+        wire_sent_bytes: Some(0),
+        counters: [("rcvd_pkts".into(), 3)].into(),
+        ..Default::default()
+    };
+    agent.say(Body::Details(v1::NodeDetails { rails: vec![rail], ..Default::default() })).await;
     agent.obey_until_sealed(1).await;
     wait(&mut client, "d", "n1", 0).await.unwrap();
 
@@ -343,6 +353,12 @@ async fn status_has_the_shape_that_scripts_rely_on() {
         node["fallbacks"],
         serde_json::json!([{"from": "rdma", "to": "tcp", "reason": "no device", "count": 3}])
     );
+    let mut rail = serde_json::json!({
+        "device": "mlx5_0", "state": "up", "port": 0, "gid": "", "kind": "", "mtu_bytes": 0, "queue_pairs": 0,
+        "received_bytes": 7, "sent_bytes": 0, "wire_received_bytes": 9, "wire_sent_bytes": 0, "confirmed": true,
+        "counters": {},
+    });
+    assert_eq!(node["rails"], serde_json::json!([rail]));
     keys(&node["sent_bytes"], &["rdma", "tcp"]);
     keys(&node["rate_bytes_per_s"], &["in", "out"]);
     let dataset = &status["datasets"][0];
@@ -384,7 +400,11 @@ async fn status_has_the_shape_that_scripts_rely_on() {
     assert_ne!(assignments, "millstream_assignments_total 0");
     assert_eq!(coordinator.get("/healthz").await.0, 200);
     assert_eq!(coordinator.get("/readyz").await.0, 200);
-    assert_eq!(coordinator.get("/api/v1/nodes/n1").await.0, 200);
+    let (code, detail) = coordinator.get("/api/v1/nodes/n1").await;
+    assert_eq!(code, 200);
+    rail["counters"] = serde_json::json!({"rcvd_pkts": 3});
+    let detail: serde_json::Value = serde_json::from_str(&detail).unwrap();
+    assert_eq!(detail["rails"], serde_json::json!([rail]), "with the device's own counters");
     assert_eq!(coordinator.get("/api/v1/nodes/n2").await.0, 404);
     let (code, page) = coordinator.get("/").await;
     assert!(code == 200 && page.contains("web/app.js"));

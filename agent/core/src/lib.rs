@@ -15,6 +15,7 @@ mod order;
 mod ordered;
 mod owners;
 pub mod rails;
+pub mod reasons;
 pub mod wire;
 
 pub use agent::AgentCore;

@@ -60,3 +60,8 @@ pub const COOLDOWN_MIN_US: u64 = 1_000_000;
 pub const COOLDOWN_MAX_US: u64 = 30_000_000;
 /// Peers and devices whose failures are remembered: the largest cluster, twice.
 pub const COOLDOWN_SUBJECTS_MAX: usize = 8192;
+/// A rail that failed with one peer is the last choice for it at first for so long: a cable or a device is back by then,
+/// or stays away for long.
+pub const RAIL_FAULT_MIN_US: u64 = 30_000_000;
+/// See [`RAIL_FAULT_MIN_US`]. Trying again costs a second connection, or some pieces a detour.
+pub const RAIL_FAULT_MAX_US: u64 = 1_800_000_000;

@@ -14,12 +14,13 @@
 //!
 //! ```text
 //! offset size field
-//!      0    1 kind      1 request, 2 data, 3 status, 4 cancel, 5 ping, 6 pong, 7 go away, 8 queue pair, 9 write here
-//!      1    1 code      status: StatusCode; every other kind: 0
+//!      0    1 kind      1 request, 2 data, 3 status, 4 cancel, 5 ping, 6 pong, 7 go away, 8 queue pair, 9 write here,
+//!                       10 broken
+//!      1    1 code      status: StatusCode; broken: Trouble; every other kind: 0
 //!      2    2 reserved  0
 //!      4    4 len       request, data, write here: length of the piece in bytes; every other kind: 0
 //!      8    8 id        request, data, status, cancel, write here: the request; ping, pong: a number to echo;
-//!                       queue pair: its number; go away: 0
+//!                       queue pair: its number; go away, broken: 0
 //! request and write here:
 //!     16   32 digest    the version
 //!     48    4 piece
@@ -40,6 +41,8 @@
 //!
 //! Where both hellos offer [`Features::RDMA`], each side sends one queue pair; after that pieces are asked for with
 //! "write here", and an answer with data is no frame: it is the writes. All other answers are statuses as ever.
+//! "Broken" is the last frame of a side that cannot go on with its queue pair, or has none to give: the other side
+//! counts why.
 //!
 //! Each request gets exactly one answer, data or status, in the order in which pieces become available; that holds
 //! for cancelled ones too, so that a stream never loses its place.
@@ -91,7 +94,7 @@ pub enum WireError {
     /// No such code.
     #[error("unknown {what} code {code}")]
     Code {
-        /// "status" or "refusal".
+        /// "status", "refusal", …
         what: &'static str,
         /// What it says.
         code: u8,
@@ -144,6 +147,53 @@ impl StatusCode {
     fn from_wire(code: u8) -> Result<StatusCode, WireError> {
         let known = StatusCode::ALL.into_iter().find(|c| *c as u8 == code);
         known.ok_or(WireError::Code { what: "status", code })
+    }
+}
+
+/// Why a side cannot go on with its queue pair, as far as the other side can do something about it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
+pub enum Trouble {
+    /// The packets of its writes were not acknowledged.
+    RetryExceeded = 1,
+    /// The other side's device was not ready to receive.
+    ReceiverNotReady = 2,
+    /// The other side's device refused the key or the request.
+    Refused = 3,
+    /// Its own device or port is gone, or paused.
+    Device = 4,
+    /// It has no queue pair to give.
+    Resources = 5,
+    /// Something else.
+    Other = 6,
+}
+
+impl Trouble {
+    /// All of them.
+    pub const ALL: [Trouble; 6] = [
+        Trouble::RetryExceeded,
+        Trouble::ReceiverNotReady,
+        Trouble::Refused,
+        Trouble::Device,
+        Trouble::Resources,
+        Trouble::Other,
+    ];
+
+    /// The reason code of the side that hears it.
+    pub fn reason(self) -> &'static str {
+        match self {
+            Trouble::RetryExceeded => "retry-exceeded",
+            Trouble::ReceiverNotReady => "receiver-not-ready",
+            Trouble::Refused => "remote-access",
+            Trouble::Device => "peer-device",
+            Trouble::Resources => "peer-refused",
+            Trouble::Other => "peer-fault",
+        }
+    }
+
+    fn from_wire(code: u8) -> Result<Trouble, WireError> {
+        let known = Trouble::ALL.into_iter().find(|t| *t as u8 == code);
+        known.ok_or(WireError::Code { what: "trouble", code })
     }
 }
 
@@ -211,6 +261,11 @@ pub enum Frame {
         /// Where.
         place: RemoteSlot,
     },
+    /// "My queue pair is at its end", or "I have none for you".
+    Broken {
+        /// Why.
+        trouble: Trouble,
+    },
 }
 
 /// One end of a reliable connection.
@@ -250,6 +305,7 @@ const PONG: u8 = 6;
 const GO_AWAY: u8 = 7;
 const QUEUE_PAIR: u8 = 8;
 const WRITE_HERE: u8 = 9;
+const BROKEN: u8 = 10;
 /// Queue pair numbers and packet numbers have 24 bits.
 const BITS_24: u32 = 0x00ff_ffff;
 
@@ -266,6 +322,7 @@ impl Frame {
             Frame::GoAway => (GO_AWAY, 0, 0, 0),
             Frame::QueuePair(pair) => (QUEUE_PAIR, 0, 0, u64::from(pair.number)),
             Frame::WriteHere { id, len, .. } => (WRITE_HERE, 0, len, id),
+            Frame::Broken { trouble } => (BROKEN, trouble as u8, 0, 0),
         };
         out.extend_from_slice(&[kind, code, 0, 0]);
         out.extend_from_slice(&len.to_le_bytes());
@@ -296,7 +353,7 @@ impl Frame {
     /// [`WireError`] when the bytes cannot become a frame, as early as that can be said.
     pub fn decode(buf: &mut &[u8]) -> Result<Option<Frame>, WireError> {
         if let Some(&kind) = buf.first()
-            && !(REQUEST..=WRITE_HERE).contains(&kind)
+            && !(REQUEST..=BROKEN).contains(&kind)
         {
             return Err(WireError::Kind { kind });
         }
@@ -413,7 +470,7 @@ impl Header {
     }
 
     fn short_frame(&self) -> Result<Frame, WireError> {
-        if self.kind != STATUS {
+        if self.kind != STATUS && self.kind != BROKEN {
             self.check_code_zero()?;
         }
         if self.kind == DATA {
@@ -427,7 +484,8 @@ impl Header {
             CANCEL => Ok(Frame::Cancel { id: self.id }),
             PING => Ok(Frame::Ping { nonce: self.id }),
             PONG => Ok(Frame::Pong { nonce: self.id }),
-            GO_AWAY if self.id != 0 => Err(WireError::Reserved { field: "id", kind: GO_AWAY }),
+            GO_AWAY | BROKEN if self.id != 0 => Err(WireError::Reserved { field: "id", kind: self.kind }),
+            BROKEN => Ok(Frame::Broken { trouble: Trouble::from_wire(self.code)? }),
             GO_AWAY => Ok(Frame::GoAway),
             kind => Err(WireError::Kind { kind }),
         }

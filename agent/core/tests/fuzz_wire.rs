@@ -1,7 +1,7 @@
 //! Structure-aware noise for the peer protocol's codec: valid conversations, damaged by a seeded generator.
 
 use millstream_agent_core::wire::{
-    Features, Frame, Hello, QueuePair, Refusal, RemoteSlot, StatusCode, TokenHash, fuzz,
+    Features, Frame, Hello, QueuePair, Refusal, RemoteSlot, StatusCode, TokenHash, Trouble, fuzz,
 };
 use millstream_types::Digest;
 use rand::rngs::StdRng;
@@ -12,7 +12,7 @@ const ROUNDS: u64 = 20_000;
 fn frame(rng: &mut StdRng) -> Frame {
     let id = rng.random();
     let len = rng.random_range(1..=4 << 20);
-    match rng.random_range(0..9) {
+    match rng.random_range(0..10) {
         0 => Frame::Request { id, digest: Digest(rng.random()), piece: rng.random(), len, deadline_ms: rng.random() },
         1 => Frame::Data { id, len },
         2 => Frame::Status { id, code: StatusCode::ALL[rng.random_range(0..StatusCode::ALL.len())] },
@@ -35,6 +35,7 @@ fn frame(rng: &mut StdRng) -> Frame {
             deadline_ms: rng.random(),
             place: RemoteSlot { address: rng.random(), key: rng.random(), tag: rng.random() },
         },
+        8 => Frame::Broken { trouble: Trouble::ALL[rng.random_range(0..Trouble::ALL.len())] },
         _ => Frame::GoAway,
     }
 }

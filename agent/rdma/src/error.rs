@@ -61,12 +61,20 @@ pub enum RdmaError {
         /// The kernel's answer.
         source: io::Error,
     },
+    /// The peer's address cannot be reached from this port.
+    #[error("{device} does not reach the peer's queue pair: {source}")]
+    Connect {
+        /// The device.
+        device: String,
+        /// The kernel's answer.
+        source: io::Error,
+    },
     /// As many queue pairs as are allowed exist already.
     #[error("{device} has its {limit} queue pairs")]
     TooManyQueues {
         /// The device.
         device: String,
-        /// [`crate::QUEUES_MAX`].
+        /// [`crate::RailOptions::queues_max`].
         limit: usize,
     },
     /// The rail has failed before.
@@ -93,6 +101,7 @@ impl RdmaError {
                 _ => "registration-refused",
             },
             RdmaError::Create { .. } => "no-resources",
+            RdmaError::Connect { .. } => "no-route",
             RdmaError::TooManyQueues { .. } => "queue-pairs-used-up",
             RdmaError::Failed { fault, .. } => fault.reason(),
         }
@@ -187,5 +196,21 @@ impl Fault {
             IBV_WC_WR_FLUSH_ERR => Some(Fault::Flushed),
             other => Some(Fault::Local(other)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Newer libraries have more statuses than this version knows.
+    #[test]
+    fn any_completion_status_is_success_or_a_fault() {
+        assert_eq!(Fault::from_status(0), None);
+        for status in (1..=64).chain([u32::MAX]) {
+            let fault = Fault::from_status(status).expect("not success");
+            assert!(!fault.reason().is_empty());
+        }
+        assert_eq!(Fault::from_status(9999), Some(Fault::Local(9999)));
     }
 }

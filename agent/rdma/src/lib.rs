@@ -12,6 +12,7 @@
 //!
 //! Numbers that come from C are compared, never turned into Rust enums unseen.
 #![allow(unsafe_code)]
+#![deny(clippy::undocumented_unsafe_blocks)]
 
 mod completion;
 mod device;
@@ -19,6 +20,7 @@ mod error;
 mod library;
 mod limits;
 mod memory;
+mod network;
 mod queue;
 mod rail;
 mod window;
@@ -28,4 +30,4 @@ pub use error::{Fault, RdmaError};
 pub use limits::*;
 pub use memory::{Mapping, Source, Target};
 pub use queue::{Address, Lease, Lent, Queue};
-pub use rail::{KeyKind, Rail, RailOptions, RailState};
+pub use rail::{KeyKind, Rail, RailOptions, RailState, Traffic};

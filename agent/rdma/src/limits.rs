@@ -35,7 +35,10 @@ pub const GIDS_MAX: u32 = 256;
 /// Acknowledgement timeout of a reliable connection, as 4.096 µs · 2^n: 0.27 s.
 pub const ACK_TIMEOUT: u8 = 16;
 /// Retries after that timeout: a peer that is gone is noticed after about two seconds.
-pub const RETRIES: u8 = 7;
+pub const RETRIES: u8 = 6;
+/// The field has three bits, and soft-RoCE takes its largest value as "for ever": a path that leads nowhere would never
+/// be noticed.
+pub const RETRIES_MAX: u8 = 6;
 /// The receiver posts receives before it lends a slot, so a receiver that is not ready is a fault; a few retries
 /// cover reordering.
 pub const RNR_RETRIES: u8 = 6;

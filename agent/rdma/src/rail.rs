@@ -16,10 +16,11 @@ use rdma_sys::{ibv_access_flags, ibv_comp_channel, ibv_mr, ibv_pd};
 use tokio::sync::watch;
 
 use crate::completion;
-use crate::device::{Device, GidEntry, List, Open, Port, PortState};
+use crate::device::{Device, Gid, GidEntry, List, Open, Port, PortState};
 use crate::error::{Fault, RdmaError};
-use crate::limits::{ACK_TIMEOUT, RAIL_FAULTS_MAX, RETRIES};
+use crate::limits::{ACK_TIMEOUT, QUEUES_MAX, RAIL_FAULTS_MAX, RETRIES};
 use crate::memory::Mapping;
+use crate::network::network_bits;
 use crate::queue::{Polled, Queue};
 
 /// How slots get keys of their own.
@@ -38,13 +39,15 @@ pub struct RailOptions {
     pub keys: Option<KeyKind>,
     /// Acknowledgement timeout, as 4.096 µs · 2^n.
     pub ack_timeout: u8,
-    /// Retries after it.
+    /// Retries after it, 6 at most.
     pub retries: u8,
+    /// Queue pairs there may be at once.
+    pub queues_max: usize,
 }
 
 impl Default for RailOptions {
     fn default() -> Self {
-        RailOptions { keys: None, ack_timeout: ACK_TIMEOUT, retries: RETRIES }
+        RailOptions { keys: None, ack_timeout: ACK_TIMEOUT, retries: RETRIES, queues_max: QUEUES_MAX }
     }
 }
 
@@ -55,6 +58,21 @@ pub enum RailState {
     Up,
     /// No, and it will not be again.
     Failed(Fault),
+}
+
+/// What went over a rail since it was opened, as this side counts it and as the device does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Bytes that peers wrote into slots lent on this rail.
+    pub received_bytes: u64,
+    /// Bytes that peers' devices acknowledged.
+    pub sent_bytes: u64,
+    /// What the device says that it received: headers and other users of it included, so never less than
+    /// `received_bytes` when those came over the wire. Real ports count bytes; soft-RoCE counts packets, taken here as
+    /// full ones. `None`: the device does not count.
+    pub wire_received_bytes: Option<u64>,
+    /// The same for what it sent.
+    pub wire_sent_bytes: Option<u64>,
 }
 
 /// Memory registered with the device; its mapping lives as long.
@@ -75,6 +93,8 @@ pub(crate) struct Shared {
     pub(crate) channel: *mut ibv_comp_channel,
     pub(crate) port: Port,
     pub(crate) gid: GidEntry,
+    /// Leading bits of the address that name its network.
+    network_bits: Option<u32>,
     pub(crate) keys: KeyKind,
     pub(crate) options: RailOptions,
     regions: Mutex<Vec<Registered>>,
@@ -88,8 +108,10 @@ pub(crate) struct Shared {
     faults: AtomicU32,
     /// Bytes that peers wrote into lent slots.
     received: AtomicU64,
-    /// The device's own count of received bytes when the rail was opened.
-    wire_before: Option<u64>,
+    /// Bytes that peers' devices acknowledged.
+    sent: AtomicU64,
+    /// The device's own counts of received and sent bytes when the rail was opened.
+    wire_before: [Option<u64>; 2],
     state: watch::Sender<RailState>,
 }
 
@@ -138,9 +160,10 @@ impl Shared {
     }
 
     /// Bytes came, or a write was acknowledged.
-    pub(crate) fn count_success(&self, received: u32) {
+    pub(crate) fn count_success(&self, received: u64, sent: u64) {
         self.faults.store(0, Ordering::Relaxed);
-        self.received.fetch_add(u64::from(received), Ordering::Relaxed);
+        self.received.fetch_add(received, Ordering::Relaxed);
+        self.sent.fetch_add(sent, Ordering::Relaxed);
     }
 
     pub(crate) fn is_to_pause(&self) -> bool {
@@ -261,9 +284,10 @@ impl Rail {
             unsafe { (library.dealloc_pd)(pd) };
             return Err(error);
         }
-        let wire_before = wire_received(&open.name, &port);
+        let wire_before = wire_bytes(&open.name, &port);
         // From here on `Shared` cleans up.
         let shared = Arc::new(Shared {
+            network_bits: network_bits(&gid),
             open,
             pd,
             channel,
@@ -278,6 +302,7 @@ impl Rail {
             stop: AtomicBool::new(false),
             faults: AtomicU32::new(0),
             received: AtomicU64::new(0),
+            sent: AtomicU64::new(0),
             wire_before,
             state: watch::Sender::new(RailState::Up),
         });
@@ -349,6 +374,11 @@ impl Rail {
         &self.0.0.gid
     }
 
+    /// Is this address on the network of the rail's own? Also true when the width of that is not known.
+    pub fn is_on_network(&self, other: Gid) -> bool {
+        self.0.0.network_bits.is_none_or(|bits| self.gid().gid.common_prefix(other) >= bits)
+    }
+
     /// How slots get keys.
     pub fn keys(&self) -> KeyKind {
         self.0.0.keys
@@ -359,17 +389,15 @@ impl Rail {
         locked(&self.0.0.queues).len()
     }
 
-    /// Bytes that peers wrote into slots lent on this rail.
-    pub fn received_bytes(&self) -> u64 {
-        self.0.0.received.load(Ordering::Relaxed)
-    }
-
-    /// What the device itself says that it received since the rail was opened, headers and other users of it
-    /// included, so never less than [`received_bytes`](Self::received_bytes) when those came over the wire. Real
-    /// ports count bytes; soft-RoCE counts packets, taken here as full ones. `None`: the device does not count.
-    pub fn wire_received_bytes(&self) -> Option<u64> {
-        let now = wire_received(self.device(), self.port())?;
-        now.checked_sub(self.0.0.wire_before?)
+    /// What went over it, by its own count and by the device's.
+    pub fn traffic(&self) -> Traffic {
+        let shared = &self.0.0;
+        // The device is asked last: it must have counted whatever is counted here.
+        let received_bytes = shared.received.load(Ordering::Relaxed);
+        let sent_bytes = shared.sent.load(Ordering::Relaxed);
+        let now = wire_bytes(self.device(), self.port());
+        let since = |at: usize| now[at]?.checked_sub(shared.wire_before[at]?);
+        Traffic { received_bytes, sent_bytes, wire_received_bytes: since(0), wire_sent_bytes: since(1) }
     }
 
     /// The device's own counters, by name: packets of soft-RoCE, bytes (in words of four) of real ports.
@@ -394,10 +422,17 @@ fn ports_dir(device: &str, port: &Port) -> String {
     format!("/sys/class/infiniband/{device}/ports/{}", port.number)
 }
 
-fn wire_received(device: &str, port: &Port) -> Option<u64> {
-    let read = |name: &str| -> Option<u64> {
-        std::fs::read_to_string(format!("{}/{name}", ports_dir(device, port))).ok()?.trim().parse().ok()
+/// What the device says that it received and sent since it came up.
+fn wire_bytes(device: &str, port: &Port) -> [Option<u64>; 2] {
+    let base = ports_dir(device, port);
+    let read =
+        |name: &str| -> Option<u64> { std::fs::read_to_string(format!("{base}/{name}")).ok()?.trim().parse().ok() };
+    let either = |words: &str, packets: &str| {
+        let bytes = read(words).map(|words| words.saturating_mul(4));
+        bytes.or_else(|| Some(read(packets)?.saturating_mul(u64::from(port.mtu_bytes()))))
     };
-    let bytes = read("counters/port_rcv_data").map(|words| words.saturating_mul(4));
-    bytes.or_else(|| Some(read("hw_counters/rcvd_pkts")?.saturating_mul(u64::from(port.mtu_bytes()))))
+    [
+        either("counters/port_rcv_data", "hw_counters/rcvd_pkts"),
+        either("counters/port_xmit_data", "hw_counters/sent_pkts"),
+    ]
 }

@@ -104,7 +104,7 @@ type Pair = Queue<Slot, Slot>;
 
 fn rail(keys: Option<KeyKind>) -> Rail {
     // A peer that is gone is noticed quickly: 4 ms, 3 tries.
-    Rail::open(DEVICE, RailOptions { keys, ack_timeout: 14, retries: 3 }).unwrap()
+    Rail::open(DEVICE, RailOptions { keys, ack_timeout: 14, retries: 3, ..RailOptions::default() }).unwrap()
 }
 
 fn pair(a: &Rail, b: &Rail) -> (Pair, Pair) {
@@ -295,6 +295,23 @@ async fn a_rail_on_which_nothing_works_is_paused() {
     }
     state.wait_for(|s| *s == RailState::Failed(Fault::RailPaused)).await.unwrap();
     assert!(rail.queue::<Slot, Slot>().is_err());
+}
+
+/// Also with as many retries as the field can hold, which soft-RoCE would take as "for ever".
+#[tokio::test]
+async fn a_peer_that_never_acknowledges_is_given_up() {
+    for options in [RailOptions::default(), RailOptions { retries: u8::MAX, ack_timeout: 14, ..RailOptions::default() }]
+    {
+        let rail = Rail::open(DEVICE, options).unwrap();
+        let memory = Memory::new(SLOT);
+        rail.register(memory.clone()).unwrap();
+        let queue: Pair = rail.queue().unwrap();
+        // Nobody has this number.
+        let nobody = millstream_rdma::Address { number: 0x00ff_fff0, ..queue.address() };
+        queue.connect(&nobody).unwrap();
+        let (_, fault) = queue.write(memory.slot(0), 4096, 1, 1).await.unwrap_err();
+        assert_eq!(fault, Fault::RetryExceeded, "{options:?}");
+    }
 }
 
 /// Run by [`too_little_lockable_memory_is_named`], without privileges.

@@ -4,8 +4,10 @@
 use std::ptr::NonNull;
 
 use millstream_rdma::{Mapping, Source, Target};
+use rustix::mm::{Advice, madvise};
 
 use super::{Arena, Slot};
+use crate::limits::{CHUNK_BYTES, POPULATE_THREADS_MAX};
 use crate::piece::Verified;
 
 // SAFETY: the mapping is made in `Arena::new`, readable and writable, and unmapped only when the arena is dropped.
@@ -16,6 +18,27 @@ unsafe impl Mapping for Arena {
 
     fn bytes(&self) -> usize {
         self.len
+    }
+}
+
+impl Arena {
+    /// Has the kernel bring all of it into memory, with several threads: zeroing the pages takes far longer than
+    /// registering them, which would do it with one.
+    pub fn populate(&self) {
+        let threads = std::thread::available_parallelism().map_or(1, usize::from).min(POPULATE_THREADS_MAX);
+        let share = self.len.div_ceil(threads).next_multiple_of(CHUNK_BYTES);
+        std::thread::scope(|scope| {
+            for start in (0..self.len).step_by(share) {
+                let len = share.min(self.len - start);
+                scope.spawn(move || self.populate_part(start, len));
+            }
+        });
+    }
+
+    fn populate_part(&self, start: usize, len: usize) {
+        // SAFETY: within our own mapping; the pages' contents do not change. An older kernel refuses, and registering
+        // then does it.
+        let _ = unsafe { madvise(self.base.as_ptr().add(start).cast(), len, Advice::LinuxPopulateWrite) };
     }
 }
 

@@ -75,7 +75,8 @@ fn text(value: &Value, field: &str) -> String {
 
 /// A device as the transport describes it.
 fn rail(device: &Value) -> v1::Rail {
-    let number = |field: &str| device.get(field).and_then(Value::as_u64).unwrap_or_default();
+    let counted = |field: &str| device.get(field).and_then(Value::as_u64);
+    let number = |field: &str| counted(field).unwrap_or_default();
     let small = |field: &str| u32::try_from(number(field)).unwrap_or(u32::MAX);
     let counters = device.get("counters").and_then(Value::as_object).into_iter().flatten();
     v1::Rail {
@@ -86,8 +87,11 @@ fn rail(device: &Value) -> v1::Rail {
         mtu_bytes: small("mtu_bytes"),
         queue_pairs: small("queue_pairs"),
         received_bytes: number("received_bytes"),
-        wire_received_bytes: number("wire_received_bytes"),
+        wire_received_bytes: counted("wire_received_bytes"),
         counters: counters.filter_map(|(name, value)| Some((name.clone(), value.as_u64()?))).collect(),
+        state: text(device, "state"),
+        sent_bytes: number("sent_bytes"),
+        wire_sent_bytes: counted("wire_sent_bytes"),
     }
 }
 
@@ -99,11 +103,13 @@ mod tests {
 
     #[test]
     fn a_rail_is_told_as_it_is_described() {
-        let described = json!({"device": "mlx5_0", "port": 1, "gid": "fe80::1", "kind": "RoCE v2", "mtu_bytes": 4096,
-            "queue_pairs": 7, "received_bytes": 9, "wire_received_bytes": 11, "counters": {"rcvd_pkts": 3}});
+        let described = json!({"device": "mlx5_0", "port": 1, "gid": "fe80::1", "kind": "roce-v2", "mtu_bytes": 4096,
+            "queue_pairs": 7, "received_bytes": 9, "wire_received_bytes": 11, "counters": {"rcvd_pkts": 3},
+            "state": "up", "sent_bytes": 5, "wire_sent_bytes": null});
         let told = rail(&described);
         assert_eq!((told.device.as_str(), told.port, told.mtu_bytes, told.queue_pairs), ("mlx5_0", 1, 4096, 7));
-        assert_eq!((told.received_bytes, told.wire_received_bytes, told.counters["rcvd_pkts"]), (9, 11, 3));
+        assert_eq!((told.received_bytes, told.wire_received_bytes, told.counters["rcvd_pkts"]), (9, Some(11), 3));
+        assert_eq!((told.state.as_str(), told.sent_bytes, told.wire_sent_bytes), ("up", 5, None));
         assert_eq!(rail(&Value::Null), v1::Rail::default(), "what is not described is not told");
     }
 }

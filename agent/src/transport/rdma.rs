@@ -24,10 +24,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::tcp::Takeover;
 use super::{FetchError, PieceRequest, PieceSource};
+use crate::buffers::rdma::Outgoing;
 use crate::buffers::{Arena, Slot};
 use crate::config::RdmaMode;
 use crate::limits::{PEER_CONNECT_TIMEOUT, PEER_IDLE_CLOSE, PEER_SILENCE, RDMA_SERVE_BYTES, RDMA_SETUP_TIMEOUT};
 use crate::piece::Unverified;
+use millstream_rdma::Queue;
 pub use millstream_rdma::{Device, Link, Rail, RailOptions, RdmaError, discover};
 use rails::Rails;
 
@@ -168,6 +170,11 @@ impl Rdma {
         self.node.rails.up()
     }
 
+    /// All of them, with what went over each.
+    pub fn device_list(&self) -> Vec<crate::counters::RdmaDevice> {
+        self.node.rails.devices()
+    }
+
     /// What it counts.
     pub fn stats(&self) -> &Arc<RdmaStats> {
         &self.node.stats
@@ -237,4 +244,13 @@ fn from_wire(pair: &QueuePair) -> millstream_rdma::Address {
         mtu_code: pair.mtu_code,
         infiniband: pair.infiniband,
     }
+}
+
+/// Connects a queue pair to the peer's. The kernel may look for the peer's hardware address meanwhile, for seconds when
+/// nobody has it.
+async fn joined(queue: Queue<Slot, Outgoing>, peer: &QueuePair) -> Result<Queue<Slot, Outgoing>, RdmaError> {
+    let address = from_wire(peer);
+    let device = queue.device().to_owned();
+    let joined = tokio::task::spawn_blocking(move || queue.connect(&address).map(|()| queue)).await;
+    joined.unwrap_or_else(|error| Err(RdmaError::Connect { device, source: std::io::Error::other(error) }))
 }

@@ -197,6 +197,7 @@ impl SelectTransport {
             counters.sent_rdma.set(rdma.stats().sent_bytes());
             counters.rdma_copied.set(rdma.stats().copied_bytes());
             counters.rdma_devices.set(rdma.devices());
+            counters.set_rdma(rdma.device_list());
         }
     }
 

@@ -14,7 +14,7 @@ use millstream_agent::buffers::{Arena, Slot};
 use millstream_agent::piece::{Served, Unverified, Verified};
 use millstream_agent::transport::tcp::{DrainOutcome, ServerConfig, ServerStats, TcpConfig, TcpTransport, serve};
 use millstream_agent::transport::{FetchError, PieceRequest, PieceSource, Transport};
-use millstream_agent_core::wire::{Features, Frame, Hello, TokenHash};
+use millstream_agent_core::wire::{Features, Frame, Hello, Refusal, TokenHash};
 use millstream_types::{Crc64, Digest};
 use rand::{RngCore, SeedableRng};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -250,23 +250,26 @@ pub struct RawPeer {
 
 impl RawPeer {
     pub fn hello() -> Vec<u8> {
+        RawPeer::hello_with(Features::NONE, None)
+    }
+
+    pub fn hello_with(features: Features, refusal: Option<Refusal>) -> Vec<u8> {
         let mut bytes = Vec::new();
-        let hello = Hello {
-            refusal: None,
-            window: 64,
-            features: Features::NONE,
-            token: TokenHash::default(),
-            auth: [0; 32],
-            node: "raw".into(),
-        };
+        let hello =
+            Hello { refusal, window: 64, features, token: TokenHash::default(), auth: [0; 32], node: "raw".into() };
         hello.encode(&mut bytes);
         bytes
     }
 
     /// Connects to a server and is welcomed.
     pub async fn connect(address: &str) -> RawPeer {
+        RawPeer::connect_with(address, Features::NONE).await
+    }
+
+    /// The same, with something to offer.
+    pub async fn connect_with(address: &str, features: Features) -> RawPeer {
         let mut stream = TcpStream::connect(address).await.unwrap();
-        stream.write_all(&RawPeer::hello()).await.unwrap();
+        stream.write_all(&RawPeer::hello_with(features, None)).await.unwrap();
         let mut peer = RawPeer { stream, held: Vec::new() };
         assert_eq!(peer.read_hello().await.refusal, None);
         peer
@@ -274,10 +277,15 @@ impl RawPeer {
 
     /// Accepts a client and welcomes it.
     pub async fn accept(listener: &TcpListener) -> RawPeer {
+        RawPeer::accept_with(listener, Features::NONE, None).await
+    }
+
+    /// Accepts a client and answers with this.
+    pub async fn accept_with(listener: &TcpListener, features: Features, refusal: Option<Refusal>) -> RawPeer {
         let (stream, _) = listener.accept().await.unwrap();
         let mut peer = RawPeer { stream, held: Vec::new() };
         peer.read_hello().await;
-        peer.stream.write_all(&RawPeer::hello()).await.unwrap();
+        peer.stream.write_all(&RawPeer::hello_with(features, refusal)).await.unwrap();
         peer
     }
 

@@ -63,7 +63,7 @@ pub async fn run(args: DoctorArgs) -> Result<()> {
     checks.extend(rdma::checks());
     checks.extend(machine::disk(&data_dir).await);
     checks.extend(coordinator(&session).await);
-    checks.push(agent(&session).await);
+    checks.extend(agent(&session).await);
     if let Some(url) = &args.url {
         checks.push(origin(url).await);
     }
@@ -155,15 +155,18 @@ fn http_date(text: &str) -> Option<SystemTime> {
     humantime::parse_rfc3339(&format!("{year}-{month:02}-{day}T{}Z", parts.next()?)).ok()
 }
 
-async fn agent(session: &Session) -> Check {
+async fn agent(session: &Session) -> Vec<Check> {
     let path = session.settings.socket_or_default();
-    let asked = async { Agent::connect(&path).await?.hello().await };
+    let asked = async { Agent::connect(&path).await?.call("agent", serde_json::json!({"op": "status"})).await };
     match asked.await {
-        Ok(hello) => {
-            Check::ok("agent", format!("node {} at {}", hello["node"].as_str().unwrap_or("?"), path.display()))
+        Ok(status) => {
+            let node = status["node"].as_str().unwrap_or("?");
+            let mut checks = vec![Check::ok("agent", format!("node {node} at {}", path.display()))];
+            checks.extend(rdma::of_agent(&status));
+            checks
         }
         // Also run before the agent is installed.
-        Err(failure) => Check::warn("agent", failure.to_string(), failure.next.unwrap_or_default()),
+        Err(failure) => vec![Check::warn("agent", failure.to_string(), failure.next.unwrap_or_default())],
     }
 }
 

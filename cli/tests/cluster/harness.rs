@@ -33,6 +33,7 @@ pub struct Builder {
     nodes: usize,
     agent_arguments: Vec<String>,
     agent_environment: BTreeMap<usize, Vec<(String, String)>>,
+    agent_wrapper: BTreeMap<usize, Vec<String>>,
     versioned: bool,
     refused_io_uring: Vec<usize>,
     networked: bool,
@@ -48,6 +49,13 @@ impl Builder {
     /// An environment variable for one agent, such as a fault to serve with.
     pub fn agent_env(mut self, agent: usize, name: &str, value: &str) -> Builder {
         self.agent_environment.entry(agent).or_default().push((name.into(), value.into()));
+        self
+    }
+
+    /// A program that starts one agent, such as `prlimit` with its arguments; it must become it (`exec`).
+    #[allow(dead_code)] // the tests with RDMA use it
+    pub fn agent_wrapper(mut self, agent: usize, command: &[&str]) -> Builder {
+        self.agent_wrapper.insert(agent, command.iter().map(|&word| word.to_owned()).collect());
         self
     }
 
@@ -244,6 +252,7 @@ impl Cluster {
             agent_arguments: Vec::new(),
             agent_environment: BTreeMap::new(),
             versioned: false,
+            agent_wrapper: BTreeMap::new(),
             refused_io_uring: Vec::new(),
             networked: false,
         }
@@ -309,10 +318,9 @@ impl Cluster {
             arguments.extend(builder.agent_arguments.iter().cloned());
             let mut environment = aws.clone();
             environment.extend(builder.agent_environment.get(&i).cloned().unwrap_or_default());
-            let place = Place {
-                enter: network.as_ref().map(|n| n.on(i)).unwrap_or_default(),
-                refuse_io_uring: builder.refused_io_uring.contains(&i),
-            };
+            let mut enter = network.as_ref().map(|n| n.on(i)).unwrap_or_default();
+            enter.extend(builder.agent_wrapper.get(&i).cloned().unwrap_or_default());
+            let place = Place { enter, refuse_io_uring: builder.refused_io_uring.contains(&i) };
             agents.push(Daemon::start(&name, arguments, environment, dir.path(), place));
             roots.push(data.join("datasets"));
         }
@@ -443,12 +451,7 @@ impl Cluster {
     /// A node's own status, from its socket.
     #[allow(dead_code)] // the tests with RDMA use it
     pub fn own_status(&self, i: usize) -> Value {
-        use std::io::{BufRead, BufReader, Write};
-        let mut socket = std::os::unix::net::UnixStream::connect(self.agents[i].ready_text("socket")).unwrap();
-        socket.write_all(b"{\"op\":\"status\"}\n").unwrap();
-        let mut line = String::new();
-        BufReader::new(socket).read_line(&mut line).unwrap();
-        serde_json::from_str(&line).unwrap()
+        ask_socket(Path::new(&self.agents[i].ready_text("socket")), &serde_json::json!({"op": "status"}))
     }
 
     /// Polls until the status document says so.
@@ -492,6 +495,22 @@ impl Cluster {
         command.output().unwrap()
     }
 
+    /// Runs a client verb against one node's agent, started by another program.
+    #[allow(dead_code)] // the tests with RDMA use it
+    pub fn wrapped_at(&self, i: usize, wrapper: &[&str], arguments: &[&str]) -> Output {
+        let wrapper: Vec<String> = wrapper.iter().map(|&word| word.to_owned()).collect();
+        let socket = self.agents[i].ready_text("socket");
+        let mut command = millstream_from(&wrapper);
+        command.args(arguments).env("MILLSTREAM_COORDINATOR", &self.url).env("MILLSTREAM_SOCKET", socket);
+        command.output().unwrap()
+    }
+
+    /// A document of the coordinator's HTTP API.
+    #[allow(dead_code)] // the tests with RDMA use it
+    pub fn get(&self, path: &str) -> Value {
+        serde_json::from_str(&get(&self.coordinator.ready_text("http"), path)).unwrap()
+    }
+
     /// A connection to one node's Unix socket.
     pub fn socket(&self, i: usize) -> Socket {
         Socket(BufReader::new(UnixStream::connect(self.agents[i].ready_text("socket")).unwrap()))
@@ -504,6 +523,12 @@ impl Cluster {
         assert!(output.status.success(), "{arguments:?}: {:?} {error}", output.status.code());
         String::from_utf8(output.stdout).unwrap()
     }
+}
+
+/// One question to the socket of an agent.
+#[allow(dead_code)] // the tests with RDMA use it
+pub fn ask_socket(path: &Path, request: &Value) -> Value {
+    Socket(BufReader::new(UnixStream::connect(path).unwrap())).ask(request.clone())
 }
 
 /// A conversation with an agent, as a trainer has it.
@@ -543,12 +568,18 @@ impl Drop for Cluster {
     }
 }
 
-/// The samples at an HTTP port, by series (name and labels).
-fn metrics_at(address: &str) -> BTreeMap<String, f64> {
+/// The body at a path of an HTTP port.
+fn get(address: &str, path: &str) -> String {
     let mut stream = TcpStream::connect(address).unwrap();
-    write!(stream, "GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").unwrap();
+    write!(stream, "GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").unwrap();
     let mut text = String::new();
     stream.read_to_string(&mut text).unwrap();
+    text.split_once("\r\n\r\n").unwrap_or_default().1.to_owned()
+}
+
+/// The samples at an HTTP port, by series (name and labels).
+fn metrics_at(address: &str) -> BTreeMap<String, f64> {
+    let text = get(address, "/metrics");
     let samples = text.lines().filter(|l| l.starts_with("millstream_")).filter_map(|l| l.rsplit_once(' '));
     samples.map(|(series, value)| (series.to_owned(), value.parse().unwrap())).collect()
 }

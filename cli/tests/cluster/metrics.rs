@@ -10,10 +10,12 @@ use serde_json::json;
 use crate::harness::{Cluster, DATASET, DEADLINE, until};
 
 /// What no run of seconds can move, with the test that does.
-const ELSEWHERE: [(&str, &str); 7] = [
+const ELSEWHERE: [(&str, &str); 9] = [
     // Need an RDMA device.
     ("millstream_rdma_devices", "the RDMA lane"),
     ("millstream_rdma_copied_bytes_total", "the RDMA lane"),
+    ("millstream_rdma_device_received_bytes", "the RDMA lane"),
+    ("millstream_rdma_device_sent_bytes", "the RDMA lane"),
     // Whole seconds, and this job waits for less than one.
     ("millstream_job_wait_seconds_total", "nothing yet"),
     // A lease lasts at least ten seconds beyond its last sign of life.

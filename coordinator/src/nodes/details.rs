@@ -11,22 +11,36 @@ use utoipa::ToSchema;
 use super::short;
 use crate::limits::{KEEPERS_MAX, PEERS_SHOWN_MAX, RAIL_COUNTERS_MAX, RAILS_MAX};
 
-/// An RDMA device that the node uses.
+/// An RDMA device of the node: in use, or left alone for now. Bytes are those since it was opened.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub(crate) struct Rail {
     device: String,
+    /// `up`, or the reason code of why it is not used now.
+    state: String,
+    /// 0 when none is in use.
     port: u32,
     gid: String,
-    /// What the address is of: `RoCE v2`, for example.
+    /// `ib`, `roce-v1` or `roce-v2`.
     kind: String,
     mtu_bytes: u32,
     queue_pairs: u32,
     /// Of pieces, as the agent counts.
     pub(crate) received_bytes: u64,
-    /// Everything, as the device counts.
-    wire_received_bytes: u64,
-    /// The device's own counters.
+    sent_bytes: u64,
+    /// Everything, as the device counts; null when it does not.
+    wire_received_bytes: Option<u64>,
+    wire_sent_bytes: Option<u64>,
+    /// The device counted no less than the agent: those bytes were on the wire. Null when it does not count.
+    confirmed: Option<bool>,
+    /// The device's own counters; empty where many nodes are listed.
     counters: BTreeMap<String, u64>,
+}
+
+impl Rail {
+    /// As lists of nodes show it.
+    pub(crate) fn without_counters(&self) -> Rail {
+        Rail { counters: BTreeMap::new(), ..self.clone() }
+    }
 }
 
 /// Bytes received from a peer since the agent began, by carrier.
@@ -74,15 +88,20 @@ impl Details {
 fn rail(wire: v1::Rail) -> Rail {
     // A map has no order: the first by name, so that it is the same ones each time.
     let counters: BTreeMap<String, u64> = wire.counters.into_iter().map(|(name, n)| (short(&name), n)).collect();
+    let on_wire = wire.wire_received_bytes.zip(wire.wire_sent_bytes);
     Rail {
         device: short(&wire.device),
+        state: short(&wire.state),
         port: wire.port,
         gid: short(&wire.gid),
         kind: short(&wire.kind),
         mtu_bytes: wire.mtu_bytes,
         queue_pairs: wire.queue_pairs,
         received_bytes: wire.received_bytes,
+        sent_bytes: wire.sent_bytes,
         wire_received_bytes: wire.wire_received_bytes,
+        wire_sent_bytes: wire.wire_sent_bytes,
+        confirmed: on_wire.map(|(received, sent)| received >= wire.received_bytes && sent >= wire.sent_bytes),
         counters: counters.into_iter().take(RAIL_COUNTERS_MAX).collect(),
     }
 }
@@ -101,6 +120,14 @@ fn keeper(wire: v1::Keeper) -> Result<Keeper, ConvertError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_device_that_counts_less_than_the_agent_denies_it() {
+        let told = v1::Rail { received_bytes: 9, sent_bytes: 2, wire_received_bytes: Some(9), ..v1::Rail::default() };
+        assert_eq!(rail(told.clone()).confirmed, None, "it does not count what it sends");
+        assert_eq!(rail(v1::Rail { wire_sent_bytes: Some(2), ..told.clone() }).confirmed, Some(true));
+        assert_eq!(rail(v1::Rail { wire_sent_bytes: Some(1), ..told }).confirmed, Some(false));
+    }
 
     #[test]
     fn what_agents_say_is_bounded_and_checked() {

@@ -11,7 +11,6 @@ use super::{Page, Paging, natural};
 use crate::datasets::Dataset;
 use crate::driver::State;
 use crate::nodes::Node;
-use crate::nodes::details::Rail;
 use crate::observe::alarms::Alarm;
 use crate::status::NodeStatus;
 
@@ -40,9 +39,7 @@ pub(crate) struct NodeDetail {
     totals: NodeTotals,
     /// Who keeps versions there.
     keepers: Vec<KeeperItem>,
-    /// RDMA devices that it uses.
-    rails: Vec<Rail>,
-    /// Why it has none, where it wants one; may be empty.
+    /// Why it has no rails, where it wants one; may be empty.
     rdma_reason: String,
     /// Its last errors, the latest first.
     errors: Vec<ErrorItem>,
@@ -151,8 +148,10 @@ impl State {
         datasets.truncate(SHOWN);
         keepers.truncate(SHOWN);
         let error = |(text, count): &(String, u64)| ErrorItem { text: text.clone(), count: *count };
+        let mut status = self.node_status(now, node);
+        status.rails.clone_from(&node.details.rails);
         NodeDetail {
-            status: self.node_status(now, node),
+            status,
             alarms: self.observed.alarms.iter().filter(|a| a.node.as_ref() == Some(&node.name)).cloned().collect(),
             compared: self.compared(now, node),
             links_in,
@@ -161,7 +160,6 @@ impl State {
             datasets,
             totals,
             keepers,
-            rails: node.details.rails.clone(),
             rdma_reason: node.details.rdma_reason.clone(),
             errors: node.report.last_errors.iter().rev().map(error).collect(),
         }

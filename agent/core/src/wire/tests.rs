@@ -22,6 +22,7 @@ fn frame() -> impl Strategy<Value = Frame> {
         any::<u64>().prop_map(|nonce| Frame::Ping { nonce }),
         any::<u64>().prop_map(|nonce| Frame::Pong { nonce }),
         Just(Frame::GoAway),
+        proptest::sample::select(Trouble::ALL.to_vec()).prop_map(|trouble| Frame::Broken { trouble }),
         (0..=BITS_24, 0..=BITS_24, any::<[u8; 16]>(), any::<u16>(), 1u8..=5, any::<bool>()).prop_map(
             |(number, psn, gid, lid, mtu_code, infiniband)| {
                 Frame::QueuePair(QueuePair { number, psn, gid, lid, mtu_code, infiniband })

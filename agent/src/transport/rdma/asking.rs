@@ -4,14 +4,12 @@
 //! recalled, or given back by a destroyed queue pair. The future that waits for it may go at any time.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use millstream_agent_core::wire::{Features, Frame, RemoteSlot, StatusCode};
+use millstream_agent_core::wire::{Frame, RemoteSlot, StatusCode};
 use millstream_rdma::{Fault, Lent, Queue, SEGMENT_BYTES};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -21,13 +19,13 @@ use crate::buffers::Slot;
 use crate::buffers::rdma::Outgoing;
 use crate::limits::{PEER_TICK_MIN, PEERS_MAX, RDMA_CANCEL_GRACE, RDMA_SETUP_RETRY};
 use crate::piece::Unverified;
-use crate::transport::tcp::greeting::{GreetingError, greet};
-use crate::transport::tcp::socket;
 use crate::transport::{FetchError, PieceRequest};
 
+mod connecting;
 mod link;
 
-pub(super) use link::Link;
+use connecting::{Paired, connect};
+pub(super) use link::{IDLE, Link};
 
 /// Why there is no link.
 #[derive(Clone, Debug)]
@@ -37,11 +35,17 @@ struct Refused {
     ours: bool,
     /// Its port does not answer at all: another carrier would do no better.
     unreachable: bool,
+    /// The rail does not lead to it, perhaps; another might.
+    rail: bool,
 }
 
 impl Refused {
     fn theirs(reason: &'static str, detail: impl Into<String>) -> Refused {
-        Refused { reason, detail: detail.into(), ours: false, unreachable: false }
+        Refused { reason, detail: detail.into(), ours: false, unreachable: false, rail: false }
+    }
+
+    fn rail(reason: &'static str, detail: impl Into<String>) -> Refused {
+        Refused { rail: true, ..Refused::theirs(reason, detail) }
     }
 
     fn ours(reason: &'static str, detail: impl Into<String>) -> Refused {
@@ -107,7 +111,8 @@ impl Peers {
     async fn link(&self, address: &str) -> Result<Arc<Link>, Refused> {
         let peer = self.peer(address);
         let mut state = peer.lock().await;
-        if let Some(link) = state.link.upgrade().filter(|link| link.is_open()) {
+        let current = state.link.upgrade().filter(|link| link.is_open());
+        if let Some(link) = current.clone().filter(|link| !link.is_to_move()) {
             return Ok(link);
         }
         if let Some((at, refused)) = &state.failed
@@ -116,15 +121,19 @@ impl Peers {
             return Err(refused.clone());
         }
         let refused = match connect(&self.node, address).await {
-            Ok((stream, held, queue)) => {
+            // A link that is replaced carries what is in flight on it, then is idle, and closed.
+            Ok(paired) => {
                 self.node.stats.links_opened.fetch_add(1, Relaxed);
-                let link = Link::start(address, &self.node.config, stream, held, queue, self.stop.clone());
+                let link = Link::start(address, &self.node, paired, self.stop.clone());
                 (state.link, state.failed) = (Arc::downgrade(&link), None);
                 return Ok(link);
             }
             Err(refused) => refused,
         };
         tracing::debug!(peer = address, reason = refused.reason, detail = refused.detail, "no RDMA link");
+        if let Some(link) = current {
+            return Ok(link);
+        }
         state.failed = Some((Instant::now(), refused.clone()));
         Err(refused)
     }
@@ -133,10 +142,27 @@ impl Peers {
         &self,
         peer: &str,
         request: PieceRequest,
-        slot: Slot,
+        mut slot: Slot,
         after: Duration,
     ) -> Result<Unverified, Failed> {
         let deadline = Instant::now() + after;
+        loop {
+            match self.attempt(peer, request, slot, after, deadline).await {
+                // The link was closed for want of requests when this one came: a new one is opened.
+                Err(Failed::Carrier { slot: Some(back), reason: IDLE, .. }) => slot = back,
+                other => return other,
+            }
+        }
+    }
+
+    async fn attempt(
+        &self,
+        peer: &str,
+        request: PieceRequest,
+        slot: Slot,
+        after: Duration,
+        deadline: Instant,
+    ) -> Result<Unverified, Failed> {
         let link = match self.link(peer).await {
             Ok(link) => link,
             Err(Refused { unreachable: true, detail, .. }) => {
@@ -151,85 +177,23 @@ impl Peers {
             return Err(timeout());
         };
         let (answer, answered) = oneshot::channel();
-        let operation =
-            Operation { link, id: self.next_id.fetch_add(1, Relaxed), peer: peer.to_owned(), request, deadline, after };
+        let id = self.next_id.fetch_add(1, Relaxed);
+        let operation = Operation { link: link.clone(), id, peer: peer.to_owned(), request, deadline, after };
         let stats = self.node.stats.clone();
-        tokio::spawn(async move {
+        // Boxed: tokio moves what it spawns half a dozen times.
+        tokio::spawn(Box::pin(async move {
             let _permit = permit;
             let mut answer = answer;
             let result = operation.run(slot, &mut answer).await;
             if let Ok(piece) = &result {
+                link.carried();
                 stats.received_bytes.fetch_add(u64::from(piece.len()), Relaxed);
             }
             // Nobody waits any more: what came goes back to the arena.
             let _ = answer.send(result);
-        });
+        }));
         answered.await.unwrap_or_else(|_| Err(Failed::Answered(FetchError::Cancelled)))
     }
-}
-
-/// A connection to the peer's port, then all the rest.
-async fn connect(node: &Arc<Node>, address: &str) -> Result<(TcpStream, Vec<u8>, Queue<Slot, Outgoing>), Refused> {
-    let Some(rail) = node.rails.choose(address, None) else {
-        let reason = node.rails.lack().err().flatten().unwrap_or("no-device");
-        return Err(Refused::ours(reason, "no device can be used"));
-    };
-    let timeout = node.config.connect_timeout;
-    let connected = tokio::time::timeout(timeout, TcpStream::connect(address)).await;
-    let stream = match connected {
-        Ok(stream) => stream.map_err(|e| Refused::unreachable(e.to_string()))?,
-        Err(_) => return Err(Refused::unreachable(format!("no connection within {timeout:?}"))),
-    };
-    socket::prepare(&stream).map_err(|e| Refused::unreachable(e.to_string()))?;
-    let timeout = node.config.setup_timeout;
-    let paired = tokio::time::timeout(timeout, pair(node, &rail, stream)).await;
-    paired.unwrap_or_else(|_| Err(Refused::theirs("setup-timeout", format!("no queue pair within {timeout:?}"))))
-}
-
-/// Greeting and queue pairs.
-async fn pair(
-    node: &Arc<Node>,
-    rail: &millstream_rdma::Rail,
-    mut stream: TcpStream,
-) -> Result<(TcpStream, Vec<u8>, Queue<Slot, Outgoing>), Refused> {
-    let broken = |e: std::io::Error| Refused::theirs("peer-refused", e.to_string());
-    let mut held = Vec::new();
-    let hello = greet(&mut stream, &node.config.node, node.config.token, Features::RDMA, &mut held).await;
-    let hello = hello.map_err(|error| match error {
-        GreetingError::Wire(e @ millstream_agent_core::wire::WireError::Version { .. }) => {
-            Refused::theirs("version-mismatch", e.to_string())
-        }
-        GreetingError::Refused(millstream_agent_core::wire::Refusal::Version) => {
-            Refused::theirs("version-mismatch", error.to_string())
-        }
-        GreetingError::Refused(_) => Refused::theirs("refused", error.to_string()),
-        other => Refused::theirs("peer-refused", other.to_string()),
-    })?;
-    if !hello.features.contains(Features::RDMA) {
-        return Err(Refused::theirs("peer-without-rdma", format!("node {} offers no RDMA now", hello.node)));
-    }
-    let ours = |e: millstream_rdma::RdmaError| Refused::ours(e.reason(), e.to_string());
-    let queue = rail.queue::<Slot, Outgoing>().map_err(ours)?;
-    let mut bytes = Vec::new();
-    Frame::QueuePair(super::to_wire(&queue.address())).encode(&mut bytes);
-    stream.write_all(&bytes).await.map_err(broken)?;
-    let theirs = loop {
-        let mut view = held.as_slice();
-        let decoded = Frame::decode(&mut view).map_err(|e| Refused::theirs("protocol", e.to_string()))?;
-        let taken = held.len() - view.len();
-        held.drain(..taken);
-        match decoded {
-            Some(Frame::QueuePair(pair)) => break pair,
-            Some(Frame::GoAway) => return Err(Refused::theirs("peer-refused", "it gives no queue pair")),
-            Some(other) => return Err(Refused::theirs("protocol", format!("{other:?} instead of a queue pair"))),
-            None => {}
-        }
-        if stream.read_buf(&mut held).await.map_err(broken)? == 0 {
-            return Err(Refused::theirs("peer-refused", "closed before it gave a queue pair"));
-        }
-    };
-    queue.connect(&super::from_wire(&theirs)).map_err(ours)?;
-    Ok((stream, held, queue))
 }
 
 /// One piece, from the lending of its slot to the slot's return.

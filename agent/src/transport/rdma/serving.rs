@@ -13,8 +13,8 @@ use std::time::Duration;
 use futures::StreamExt;
 use futures::future::{AbortHandle, Abortable, BoxFuture};
 use futures::stream::FuturesUnordered;
-use millstream_agent_core::wire::{Frame, Hello, QueuePair, RemoteSlot, StatusCode};
-use millstream_rdma::{Fault, LEASES_MAX, Queue};
+use millstream_agent_core::wire::{Frame, Hello, QueuePair, RemoteSlot, StatusCode, Trouble};
+use millstream_rdma::{Fault, LEASES_MAX, Queue, Rail, RdmaError};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
@@ -187,34 +187,62 @@ async fn pair(
     held: &mut Vec<u8>,
     hello: &Hello,
 ) -> Result<Queue<Slot, Outgoing>, &'static str> {
-    let theirs: QueuePair = loop {
+    let theirs = their_pair(stream, held).await?;
+    let queue = match node.rails.choose_answering(&hello.node, &theirs) {
+        Some(rail) => queue_pair(&rail, &theirs).await.map_err(|error| {
+            tracing::warn!(%error, peer = hello.node, "cannot give a peer a queue pair");
+            (trouble_of(&error), error.reason())
+        }),
+        None => Err((Trouble::Device, "no device")),
+    };
+    let mut bytes = Vec::new();
+    match &queue {
+        Ok(queue) => Frame::QueuePair(super::to_wire(&queue.address())).encode(&mut bytes),
+        Err((trouble, _)) => Frame::Broken { trouble: *trouble }.encode(&mut bytes),
+    }
+    stream.write_all(&bytes).await.map_err(|_| "i/o error")?;
+    queue.map_err(|(_, reason)| reason)
+}
+
+async fn queue_pair(rail: &Rail, theirs: &QueuePair) -> Result<Queue<Slot, Outgoing>, RdmaError> {
+    super::joined(rail.queue()?, theirs).await
+}
+
+async fn their_pair(stream: &mut TcpStream, held: &mut Vec<u8>) -> Result<QueuePair, &'static str> {
+    loop {
         let mut view = held.as_slice();
         let decoded = Frame::decode(&mut view).map_err(|_| "garbage frame")?;
         let taken = held.len() - view.len();
         held.drain(..taken);
         match decoded {
-            Some(Frame::QueuePair(pair)) => break pair,
+            Some(Frame::QueuePair(pair)) => return Ok(pair),
             Some(_) => return Err("misuse"),
             None => {}
         }
         if stream.read_buf(held).await.map_err(|_| "i/o error")? == 0 {
             return Err("closed by peer");
         }
-    };
-    let queue = node.rails.choose(&hello.node, Some(&theirs)).ok_or("no device").and_then(|rail| {
-        let queue = rail.queue::<Slot, Outgoing>();
-        queue.and_then(|q| q.connect(&super::from_wire(&theirs)).map(|()| q)).map_err(|error| {
-            tracing::warn!(%error, peer = hello.node, "cannot give a peer a queue pair");
-            error.reason()
-        })
-    });
-    let mut bytes = Vec::new();
-    match &queue {
-        Ok(queue) => Frame::QueuePair(super::to_wire(&queue.address())).encode(&mut bytes),
-        Err(_) => Frame::GoAway.encode(&mut bytes),
     }
-    stream.write_all(&bytes).await.map_err(|_| "i/o error")?;
-    queue
+}
+
+/// What the requester is told when there is no queue pair for it.
+fn trouble_of(error: &RdmaError) -> Trouble {
+    match error {
+        RdmaError::TooManyQueues { .. } | RdmaError::Create { .. } => Trouble::Resources,
+        RdmaError::Connect { .. } => Trouble::Other,
+        _ => Trouble::Device,
+    }
+}
+
+/// What the requester is told when its queue pair has failed here.
+fn trouble_in(fault: Fault) -> Trouble {
+    match fault {
+        Fault::RetryExceeded => Trouble::RetryExceeded,
+        Fault::ReceiverNotReady => Trouble::ReceiverNotReady,
+        Fault::RemoteAccess | Fault::RemoteRefused => Trouble::Refused,
+        Fault::DeviceRemoved | Fault::PortDown | Fault::GidChanged | Fault::RailPaused => Trouble::Device,
+        _ => Trouble::Other,
+    }
 }
 
 impl Serving {
@@ -232,7 +260,7 @@ impl Serving {
                     Err(_) => return Ok("i/o error"),
                 },
                 Some((id, answered)) = self.answers.next() => self.answered(id, answered).await?,
-                fault = self.queue.broken() => return Ok(fault.reason()),
+                fault = self.queue.broken() => return Ok(self.broken(fault).await),
                 () = shutdown.cancelled(), if !self.draining => {
                     self.draining = true;
                     self.say(Frame::GoAway).await?;
@@ -256,6 +284,12 @@ impl Serving {
         }
     }
 
+    /// Tells the requester why nothing more comes. It may be gone itself.
+    async fn broken(&mut self, fault: Fault) -> &'static str {
+        let _ = self.say(Frame::Broken { trouble: trouble_in(fault) }).await;
+        fault.reason()
+    }
+
     async fn answered(&mut self, id: u64, answered: Option<Answered>) -> Result<(), &'static str> {
         self.open.remove(&id);
         self.active_at = Instant::now();
@@ -263,7 +297,7 @@ impl Serving {
             Some(Answered::Written) => Ok(()),
             Some(Answered::Refused(code)) => self.say(Frame::Status { id, code }).await,
             None => self.say(Frame::Status { id, code: StatusCode::Cancelled }).await,
-            Some(Answered::Broken(fault)) => Err(fault.reason()),
+            Some(Answered::Broken(fault)) => Err(self.broken(fault).await),
         }
     }
 

@@ -294,7 +294,11 @@ impl Connection {
                 self.backlog.drain(..).for_each(give_back);
             }
             Arrived::Frame(
-                frame @ (Frame::Request { .. } | Frame::Cancel { .. } | Frame::QueuePair(_) | Frame::WriteHere { .. }),
+                frame @ (Frame::Request { .. }
+                | Frame::Cancel { .. }
+                | Frame::QueuePair(_)
+                | Frame::WriteHere { .. }
+                | Frame::Broken { .. }),
             ) => {
                 return Err(Ended::Protocol(format!("a server does not send {frame:?}")));
             }

@@ -246,7 +246,7 @@ impl Serving {
             Frame::Data { .. } | Frame::Status { .. } => {
                 return Err(Closed::Misuse("a requester sends no answers"));
             }
-            Frame::QueuePair(_) | Frame::WriteHere { .. } => {
+            Frame::QueuePair(_) | Frame::WriteHere { .. } | Frame::Broken { .. } => {
                 return Err(Closed::Misuse("a connection without RDMA"));
             }
         }

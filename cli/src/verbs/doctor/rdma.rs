@@ -2,6 +2,9 @@
 
 use std::fs;
 
+use millstream_agent::transport::reasons::fix;
+use serde_json::Value;
+
 use super::Check;
 
 const NAME: &str = "rdma";
@@ -40,29 +43,14 @@ fn devices(listed: &[String]) -> Vec<Check> {
     let found = match discover() {
         Ok(found) => found,
         Err(error) => {
-            let fix = fix_of(error.reason());
+            let fix = fix(error.reason());
             return vec![Check::warn(NAME, format!("{}: {error}; TCP is used", listed.join(", ")), fix)];
         }
     };
     let unusable = listed.iter().filter(|name| found.iter().all(|d| d.name != **name)).map(|name| {
-        Check::warn(NAME, format!("{name}: cannot be opened; TCP is used in its place"), fix_of("device-unusable"))
+        Check::warn(NAME, format!("{name}: cannot be opened; TCP is used in its place"), fix("device-unusable"))
     });
     unusable.chain(found.iter().flat_map(device)).collect()
-}
-
-/// What to do about a reason code; `docs/rdma.md` has the same table.
-#[cfg(feature = "rdma")]
-fn fix_of(reason: &str) -> &'static str {
-    match reason {
-        "library-missing" => "apt install libibverbs1 ibverbs-providers (or rdma-core)",
-        "no-device" | "device-unusable" => {
-            "apt install ibverbs-providers; in a container pass /dev/infiniband through; look at dmesg"
-        }
-        "port-down" => "ip link set IFACE up; check the cable; on InfiniBand a subnet manager (opensm) must run",
-        "no-gid" => "give the device's network interface an IP address",
-        "memlock" => "set LimitMEMLOCK=infinity in the systemd unit, or `ulimit -l unlimited`",
-        _ => "look at dmesg",
-    }
 }
 
 #[cfg(feature = "rdma")]
@@ -70,7 +58,7 @@ fn device(device: &millstream_agent::transport::rdma::Device) -> Vec<Check> {
     use millstream_agent::buffers::Arena;
     use millstream_agent::transport::rdma::{Rail, RailOptions};
     let name = &device.name;
-    let failed = |reason: &str, text: String| Check::warn(NAME, format!("{name}: {text}; TCP is used"), fix_of(reason));
+    let failed = |reason: &str, text: String| Check::warn(NAME, format!("{name}: {text}; TCP is used"), fix(reason));
     if device.queue_pairs == 0 || name.starts_with("efa") {
         let fix = "none in this version: EFA would need libfabric (docs/rdma.md)";
         return vec![Check::warn(NAME, format!("{name}: it has no reliable connections; TCP is used"), fix)];
@@ -115,10 +103,62 @@ fn device(device: &millstream_agent::transport::rdma::Device) -> Vec<Check> {
     checks
 }
 
+/// What a running agent says: why pieces went another way, and whether its devices confirm what it counts.
+pub fn of_agent(status: &Value) -> Vec<Check> {
+    let rows = |value: &Value| value.as_array().cloned().unwrap_or_default();
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let mut checks = Vec::new();
+    for f in rows(&status["fallbacks"]).iter().filter(|f| f["from"] == "rdma") {
+        let reason = text(&f["reason"]);
+        let found = format!("{} pieces went over TCP since the agent began: {reason}", f["count"]);
+        checks.push(Check::warn("rdma fallback", found, fix(&reason)));
+    }
+    for d in rows(&status["transport"]["rdma"]["devices"]) {
+        let (name, state) = (text(&d["device"]), text(&d["state"]));
+        let found = match d["confirmed"].as_bool() {
+            _ if state != "up" => {
+                checks.push(Check::warn("rdma device", format!("{name} is not used now: {state}"), fix(&state)));
+                continue;
+            }
+            Some(_) => format!(
+                "{name}: the agent received {} and sent {} bytes; the device counts {} and {}",
+                d["received_bytes"], d["sent_bytes"], d["wire_received_bytes"], d["wire_sent_bytes"],
+            ),
+            None => format!("{name}: the device does not count bytes"),
+        };
+        checks.push(match d["confirmed"].as_bool() {
+            Some(false) => Check::warn("rdma proof", found, "the bytes did not go over this device's wire; report it"),
+            _ => Check::ok("rdma proof", found),
+        });
+    }
+    checks
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::verbs::doctor::Level;
+
+    #[test]
+    fn a_running_agent_is_asked() {
+        let device = |state: &str, received: u64, wire: u64, confirmed: Value| {
+            serde_json::json!({"device": "mlx5_0", "state": state, "received_bytes": received, "sent_bytes": 0,
+                "wire_received_bytes": wire, "wire_sent_bytes": 0, "confirmed": confirmed})
+        };
+        let status = serde_json::json!({
+            "fallbacks": [{"from": "rdma", "to": "tcp", "reason": "memlock", "count": 3},
+                          {"from": "uring", "to": "blocking", "reason": "EPERM", "count": 1}],
+            "transport": {"rdma": {"devices": [
+                device("up", 5, 6, true.into()), device("up", 5, 4, false.into()), device("port-down", 0, 0, Value::Null),
+            ]}},
+        });
+        let checks = of_agent(&status);
+        let levels: Vec<(Level, &str)> = checks.iter().map(|c| (c.level, c.check)).collect();
+        use Level::{Ok, Warn};
+        assert_eq!(levels, [(Warn, "rdma fallback"), (Ok, "rdma proof"), (Warn, "rdma proof"), (Warn, "rdma device")]);
+        assert!(checks[0].fix.as_ref().unwrap().contains("LimitMEMLOCK"), "{checks:?}");
+        assert_eq!(of_agent(&Value::Null).len(), 0);
+    }
 
     /// Whatever the machine has, the answer is lines, not a crash; without a device nothing is wrong.
     #[test]

@@ -23,13 +23,16 @@ const keeperColumns = [
 ];
 
 const railColumns = [
-  { head: "Device", cell: (r) => `${r.device}, port ${r.port}` },
+  { head: "Device", cell: (r) => (r.port ? `${r.device}, port ${r.port}` : r.device) },
+  { head: "State", cell: (r) => (r.state && r.state !== "up" ? state("warning", `not used now: ${r.state}`) : r.state) },
   { head: "Kind", cell: (r) => r.kind },
   { head: "Address", minor: true, cell: (r) => el("code", {}, r.gid) },
   { head: "MTU", number: true, minor: true, cell: (r) => bytes(r.mtu_bytes) },
   { head: "Queue pairs", number: true, cell: (r) => String(r.queue_pairs) },
   { head: "Received", number: true, cell: (r) => bytes(r.received_bytes) },
   { head: "Counted by the device", number: true, cell: (r) => bytes(r.wire_received_bytes) },
+  { head: "Sent", number: true, cell: (r) => bytes(r.sent_bytes) },
+  { head: "Counted by the device", number: true, cell: (r) => bytes(r.wire_sent_bytes) },
   {
     head: "Its counters",
     minor: true,

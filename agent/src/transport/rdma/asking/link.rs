@@ -1,6 +1,24 @@
 //! A link: the control connection to one peer, and the queue pair that lives as long as it.
 
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
 use super::*;
+use crate::limits::RDMA_RAIL_LOOK_PERIOD;
+
+/// Ends of a link that may be its rail's fault, or that of the peer's: the next one tries another.
+const RAIL_REASONS: [&str; 7] = [
+    "retry-exceeded",
+    "receiver-not-ready",
+    "remote-access",
+    "local-error",
+    "peer-device",
+    "peer-fault",
+    "cancel-ignored",
+];
+
+/// The end of a link that nobody used.
+pub(in crate::transport::rdma) const IDLE: &str = "idle";
 
 type Statuses = HashMap<u64, oneshot::Sender<StatusCode>>;
 
@@ -13,17 +31,17 @@ pub(in crate::transport::rdma) struct Link {
     open: Mutex<Statuses>,
     ended: Mutex<Option<&'static str>>,
     stop: CancellationToken,
+    node: Arc<Node>,
+    peer: String,
+    /// A piece has come over it.
+    carried: AtomicBool,
+    /// When it was last asked whether this is still the rail to use.
+    rail_looked_at: Mutex<Instant>,
 }
 
 impl Link {
-    pub(super) fn start(
-        address: &str,
-        config: &super::super::RdmaConfig,
-        stream: TcpStream,
-        held: Vec<u8>,
-        queue: Queue<Slot, Outgoing>,
-        stop: CancellationToken,
-    ) -> Arc<Link> {
+    pub(super) fn start(address: &str, node: &Arc<Node>, paired: Paired, stop: CancellationToken) -> Arc<Link> {
+        let Paired { stream, held, queue } = paired;
         // At most two frames for each slot that is lent, so the channel is bounded by those.
         let (out, frames) = mpsc::unbounded_channel();
         let link = Arc::new(Link {
@@ -33,19 +51,45 @@ impl Link {
             open: Mutex::default(),
             ended: Mutex::default(),
             stop: stop.child_token(),
+            node: node.clone(),
+            peer: address.to_owned(),
+            carried: AtomicBool::new(false),
+            rail_looked_at: Mutex::new(Instant::now()),
         });
-        let (task, address) = (link.clone(), address.to_owned());
-        let (silence, idle_close) = (config.silence, config.idle_close);
+        let task = link.clone();
+        let (silence, idle_close) = (node.config.silence, node.config.idle_close);
         tokio::spawn(async move {
             let reason = Control { link: &task, stream, held, frames, silence, idle_close }.run().await;
             task.end(reason);
-            tracing::debug!(peer = address, reason = task.ended(), "an RDMA link ended");
+            // Not always what ended the connection: the first reason is the one that counts.
+            let reason = task.ended().unwrap_or(reason);
+            if RAIL_REASONS.contains(&reason) {
+                task.node.rails.failed(&task.peer, task.queue.device());
+            }
+            tracing::debug!(peer = task.peer, reason = task.ended(), "an RDMA link ended");
         });
         link
     }
 
     pub(super) fn is_open(&self) -> bool {
         locked(&self.ended).is_none() && self.queue.fault().is_none()
+    }
+
+    /// Is another rail the better one by now? One that failed may have come back. Looked at now and then.
+    pub(super) fn is_to_move(&self) -> bool {
+        let mut looked_at = locked(&self.rail_looked_at);
+        if looked_at.elapsed() < RDMA_RAIL_LOOK_PERIOD {
+            return false;
+        }
+        *looked_at = Instant::now();
+        self.node.rails.choose(&self.peer).is_some_and(|rail| rail.device() != self.queue.device())
+    }
+
+    /// A piece has come.
+    pub(super) fn carried(&self) {
+        if !self.carried.swap(true, Relaxed) {
+            self.node.rails.worked(&self.peer, self.queue.device());
+        }
     }
 
     /// Why it ended.
@@ -144,7 +188,7 @@ impl Control<'_> {
                             }
                         }
                     } else if busy_at.elapsed() >= self.idle_close {
-                        return "idle";
+                        return IDLE;
                     }
                 }
             }
@@ -174,6 +218,7 @@ impl Control<'_> {
                 }
                 Frame::Ping { nonce } => self.link.send(Frame::Pong { nonce }),
                 Frame::Pong { .. } => {}
+                Frame::Broken { trouble } => return Err(trouble.reason()),
                 // What is open is finished or refused by the peer, one by one; nothing new is asked here.
                 Frame::GoAway => {
                     locked(&self.link.ended).get_or_insert("peer-draining");

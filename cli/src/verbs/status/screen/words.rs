@@ -102,6 +102,10 @@ pub(super) fn stage(stage: &Value) -> Row<'static> {
 }
 
 pub(super) fn rail(rail: &Value) -> Line<'static> {
+    let state = text(rail, "/state");
+    if !matches!(state.as_str(), "" | "-" | "up") {
+        return Line::from(mark("warning", format!("rail {} is not used now: {state}", text(rail, "/device"))));
+    }
     let words = format!(
         "rail {} port {} · {} · {} queue pairs · {} received",
         text(rail, "/device"),
