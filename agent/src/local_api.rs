@@ -32,7 +32,8 @@ use crate::storage::{Lease, Store};
 mod cluster;
 
 /// What this agent can do beyond the first protocol; clients look here before they ask for it.
-const FEATURES: [&str; 8] = ["fetch", "reader", "shards", "datasets", "stage", "add", "wait-nodes", "wait-key"];
+const FEATURES: [&str; 9] =
+    ["fetch", "reader", "reader-open", "shards", "datasets", "stage", "add", "wait-nodes", "wait-key"];
 
 /// What the socket's clients are answered from.
 pub(crate) struct LocalApi {
@@ -76,12 +77,6 @@ struct Refusal {
 
 fn refusal(code: u32, error: impl Into<String>) -> Refusal {
     Refusal { code, error: error.into(), details: Value::Null }
-}
-
-/// What the coordinator refused, in its words and with its code.
-fn from_status(status: &tonic::Status) -> Refusal {
-    let code = status.metadata().get("millstream-code").and_then(|v| v.to_str().ok()?.parse().ok());
-    refusal(code.unwrap_or(6), status.message())
 }
 
 /// Serves the socket until `shutdown`.
@@ -277,7 +272,7 @@ impl LocalApi {
         };
         let request = EvictRequest { dataset: dataset.clone(), nodes: self.node.clone() };
         let asked = ClientServiceClient::new(channel).evict(request).await;
-        let reply = asked.map_err(|status| from_status(&status))?.into_inner();
+        let reply = asked.map_err(|status| cluster::from_status(&status))?.into_inner();
         match reply.refused.is_empty() {
             true => Ok(json!({"dataset": dataset, "bytes": reply.bytes})),
             false => Err(refusal(8, reply.refused.join("; "))),
@@ -342,11 +337,11 @@ impl LocalApi {
                 }
                 let failed = version.progress.borrow().failed.clone();
                 if let Some((code, reason)) = failed {
-                    // This node learns of it a moment before the coordinator tells clients.
+                    // This node learns of it a moment before the coordinator tells clients, whose words name it all.
                     let name = version.manifest.name().to_string();
                     let known = self.failure_here(&name, FAILURE_PATIENCE).await;
-                    let details = known.map(|k| k.details).unwrap_or_default();
-                    return Ok(Err(Refusal { code, error: reason, details }));
+                    let own = || refusal(code, format!("{} cannot take {name}: {reason}", self.node));
+                    return Ok(Err(known.unwrap_or_else(own)));
                 }
             } else if let Some(refused) = self.failure_here(dataset, Duration::ZERO).await {
                 return Ok(Err(refused)); // refused before anything of it came here: it does not fit, for example
