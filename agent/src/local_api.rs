@@ -32,7 +32,8 @@ use crate::storage::{Lease, Store};
 mod cluster;
 
 /// What this agent can do beyond the first protocol; clients look here before they ask for it.
-const FEATURES: [&str; 8] = ["fetch", "reader", "shards", "datasets", "stage", "add", "wait-nodes", "wait-key"];
+const FEATURES: [&str; 9] =
+    ["fetch", "reader", "reader-open", "shards", "datasets", "stage", "add", "wait-nodes", "wait-key"];
 
 /// What the socket's clients are answered from.
 pub(crate) struct LocalApi {
@@ -76,12 +77,6 @@ struct Refusal {
 
 fn refusal(code: u32, error: impl Into<String>) -> Refusal {
     Refusal { code, error: error.into(), details: Value::Null }
-}
-
-/// What the coordinator refused, in its words and with its code.
-fn from_status(status: &tonic::Status) -> Refusal {
-    let code = status.metadata().get("millstream-code").and_then(|v| v.to_str().ok()?.parse().ok());
-    refusal(code.unwrap_or(6), status.message())
 }
 
 /// Serves the socket until `shutdown`.
@@ -282,7 +277,7 @@ impl LocalApi {
         };
         let request = EvictRequest { dataset: dataset.clone(), nodes: self.node.clone() };
         let asked = ClientServiceClient::new(channel).evict(request).await;
-        let reply = asked.map_err(|status| from_status(&status))?.into_inner();
+        let reply = asked.map_err(|status| cluster::from_status(&status))?.into_inner();
         match reply.refused.is_empty() {
             true => Ok(json!({"dataset": dataset, "bytes": reply.bytes})),
             false => Err(refusal(8, reply.refused.join("; "))),

@@ -4,8 +4,9 @@
 //! the next step in `millstream-next`.
 
 use millstream_origin::OriginError;
-use millstream_proto::convert::ConvertError;
+use millstream_proto::convert::{ConvertError, problem_to_details};
 use millstream_proto::manifest::{ManifestDecodeError, ManifestEncodeError};
+use millstream_proto::v1;
 use millstream_types::id::NameError;
 use millstream_types::manifest::ManifestError;
 use millstream_types::size::format_size;
@@ -155,14 +156,10 @@ pub enum RequestError {
         /// What to do.
         next: String,
     },
-    /// A shard failed for good, so that asking for it is in vain.
-    #[error("{reason}")]
-    ShardFailed {
-        /// As the core says: integrity, conflict, denied.
-        code: ExitCode,
-        /// In words, naming the shard.
-        reason: String,
-    },
+    /// What is asked for will not come: a shard failed for good, or the node's disk does not take the version. The
+    /// whole problem travels in the status's details.
+    #[error("{}", .0.message)]
+    WillNotCome(Box<v1::Problem>),
     /// What a node asks for does not fit there.
     #[error(
         "{what} does not fit on {node}: {} more are needed, and {} are free",
@@ -246,7 +243,7 @@ impl RequestError {
             RequestError::NoNodes | RequestError::NotInTime { .. } => ExitCode::NotReady,
             RequestError::VersionConflict { .. } | RequestError::Conflict { .. } => ExitCode::Conflict,
             RequestError::TooMany { .. } | RequestError::NoRoom { .. } => ExitCode::NoSpace,
-            RequestError::ShardFailed { code, .. } => *code,
+            RequestError::WillNotCome(problem) => ExitCode::from_number(problem.code),
             RequestError::Origin { source, .. } => origin_code(source),
             RequestError::Decode { .. } => ExitCode::Integrity,
             RequestError::Encode(_) | RequestError::Store(_) => ExitCode::Other,
@@ -274,7 +271,11 @@ impl RequestError {
                 "register the new content under another --version, or leave --version out".into()
             }
             RequestError::Conflict { next, .. } => next.clone(),
-            RequestError::ShardFailed { .. } => {
+            // Of a shard: its key is named. Of a node: nothing in particular.
+            RequestError::WillNotCome(problem) if problem.key.is_empty() => {
+                "mend the disk there, then stage it again".into()
+            }
+            RequestError::WillNotCome(_) => {
                 "see `millstream status`; if the object changed, register a new version with `millstream dataset add`"
                     .into()
             }
@@ -312,7 +313,11 @@ impl From<RequestError> for Status {
             // Without a code: clients take it like a broken connection, and come back.
             return Status::unavailable(error.to_string());
         }
-        let mut status = Status::new(code.grpc(), error.to_string());
+        let details = match &error {
+            RequestError::WillNotCome(problem) => problem_to_details(problem),
+            _ => Vec::new(),
+        };
+        let mut status = Status::with_details(code.grpc(), error.to_string(), details.into());
         let meta = status.metadata_mut();
         meta.insert(META_CODE, (code as u32).into());
         // A next step that names something that is no ASCII is left out; the message has it.

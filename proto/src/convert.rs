@@ -10,6 +10,7 @@ use std::ops::Range;
 
 use millstream_types::id::DatasetSelector;
 use millstream_types::{Crc64, Digest, RunSet};
+use prost::Message as _;
 use thiserror::Error;
 
 use crate::limits::{
@@ -355,6 +356,16 @@ fn expand_numbers(field: &'static str, text: &str) -> Result<Vec<String>, Conver
         out.extend((from..=to).map(|n| format!("{n:0width$}")));
     }
     Ok(out)
+}
+
+/// A problem as the details of a gRPC status, so that whoever is refused gets its fields.
+pub fn problem_to_details(problem: &v1::Problem) -> Vec<u8> {
+    problem.encode_to_vec()
+}
+
+/// The problem in the details of a status, if that is what they are.
+pub fn problem_from_details(details: &[u8]) -> Option<v1::Problem> {
+    v1::Problem::decode(details).ok().filter(|problem| problem.code != 0)
 }
 
 #[cfg(test)]

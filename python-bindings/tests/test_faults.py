@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import mmap
 import os
@@ -203,8 +204,9 @@ def test_bytes_that_do_not_match_are_never_shown(cluster: Cluster) -> None:
         error = caught.value
         assert isinstance(error, OSError) and error.code == 5
         assert error.shard == "train-001.tar" and error.expected and error.actual and error.expected != error.actual
-        with pytest.raises((millstream.IntegrityError, millstream.NotReadyError)):
-            ds.path("train-001.tar", timeout=1)
+        with pytest.raises(millstream.IntegrityError) as caught:
+            ds.path("train-001.tar", timeout=DEADLINE)
+        assert caught.value.shard == "train-001.tar" and caught.value.expected != caught.value.actual
         visible = cluster.directory / "node1/datasets/rotten@v1/train-001.tar"
         assert not visible.exists()
     finally:
@@ -357,15 +359,72 @@ def on_disk(cluster: Cluster, disk: Path) -> None:
     until("the agent has a session", lambda: bool(cluster.client().status()["coordinator"]))
 
 
+def ends(ds: millstream.Dataset, how: str) -> None:
+    """Asks for what a broken disk does not take, as trainers do."""
+    if how == "staged":
+        ds.stage()
+        ds.wait(timeout=DEADLINE)
+    elif how == "fetched":
+        ds.path("train-000.tar", timeout=DEADLINE)
+    else:
+        ds.stage(placement="window").wait(timeout=DEADLINE)
+        list(ShardStream(ds, samples=5, rank=0, world_size=1, timeout=DEADLINE))
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
-def test_a_full_disk_is_named(own_cluster: Callable[..., Cluster], small_disk: Path) -> None:
+@pytest.mark.parametrize("how", ["staged", "fetched", "read in a window"])
+def test_a_disk_that_fills_up_is_named(own_cluster: Callable[..., Cluster], small_disk: Path, how: str) -> None:
+    """Full while the agent runs: an error with disk and node, no wait until the deadline; what is there stays readable;
+    with room, asking again is enough."""
     cluster = own_cluster(1, "--capacity", "1GiB")
     on_disk(cluster, small_disk)
-    ds = cluster.add("big", {"a.bin": os.urandom(20 << 20)})
-    ds.stage()
-    with pytest.raises((millstream.NoSpaceError, millstream.NotReadyError), match="big@v1"):
-        ds.wait(timeout=15)
-    assert not list((small_disk / "datasets").glob("*/*.bin"))
+    there = cluster.add("there", number_shards(2, 5))
+    there.stage().wait(timeout=DEADLINE)
+    root = there.wait(timeout=DEADLINE)
+    ds = cluster.add("more", number_shards(2, 5))
+    fill = small_disk / "fill"
+    with fill.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+    with pytest.raises(millstream.NoSpaceError) as caught:
+        ends(ds, how)
+    assert all(word in str(caught.value) for word in ("node1", str(small_disk), "more@v1", "No space left")), caught.value
+    assert not list((small_disk / "datasets").glob("more@v1/*.tar"))
+    assert there.wait(timeout=DEADLINE) == root and there.path(1).read_bytes()
+    fill.unlink()
+    ends(ds, how)
+    assert ds.path("train-000.tar", timeout=0).read_bytes() == number_shards(2, 5)["train-000.tar"]
+
+
+@pytest.fixture
+def breakable_disk(tmp_path: Path) -> Iterator[Path]:
+    """An ext4 of 24 MiB in a file. Needs root."""
+    image, where = tmp_path / "image", tmp_path / "ext4"
+    where.mkdir()
+    with image.open("wb") as file:
+        file.truncate(24 << 20)
+    subprocess.run(["mkfs.ext4", "-q", str(image)], check=True)
+    subprocess.run(["mount", "-o", "loop", str(image), str(where)], check=True)
+    yield where
+    subprocess.run(["umount", "-l", str(where)], check=True)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
+@pytest.mark.parametrize("how", ["staged", "fetched", "read in a window"])
+def test_a_disk_that_turns_read_only_is_named(own_cluster: Callable[..., Cluster], breakable_disk: Path, how: str) -> None:
+    """As the kernel does after an error of the disk, under a running agent: what is there stays readable."""
+    cluster = own_cluster(1, "--capacity", "1MiB")
+    on_disk(cluster, breakable_disk)
+    there = cluster.add("there", number_shards(2, 5))
+    there.stage().wait(timeout=DEADLINE)
+    root = there.wait(timeout=DEADLINE)
+    ds = cluster.add("more", number_shards(2, 5))
+    subprocess.run(["mount", "-o", "remount,abort", str(breakable_disk)], check=True)
+    with pytest.raises(millstream.MillstreamError) as caught:
+        ends(ds, how)
+    assert not isinstance(caught.value, millstream.NotReadyError)
+    assert all(word in str(caught.value) for word in ("node1", str(breakable_disk), "Read-only")), caught.value
+    assert there.wait(timeout=DEADLINE) == root and there.path(1).read_bytes()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")

@@ -150,8 +150,33 @@ def test_a_killed_worker_is_an_error(numbers: millstream.Dataset) -> None:
 
 def test_a_decoder_that_fails_in_a_worker_is_named(numbers: millstream.Dataset) -> None:
     loader = DataLoader(dataset(numbers, transform=fail), batch_size=4, num_workers=2)
-    with pytest.raises(millstream.DecodeError, match="sample 7 of 'train-003.tar'"):
+    with pytest.raises(millstream.DecodeError, match="sample 7 of 'train-003.tar'") as caught:
         list(loader)
+    assert (caught.value.shard, caught.value.sample) == ("train-003.tar", 7)
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_bad_bytes_are_an_error_with_fields(cluster: Cluster, method: str) -> None:
+    """The origin alters a shard: the training process gets IntegrityError as the worker had it, and no sample of it."""
+    name = f"torch-rotten-{method}"
+    url = cluster.put(name, number_shards(2, 20))
+    fault = {"key": f"data/{name}/train-001.tar", "request": "get", "kind": {"type": "corrupt", "at": 700}}
+    found = cluster.control("POST", "/faults", fault)
+    try:
+        ds = cluster.client().add(name, url, version="v1")
+        data = dataset(ds, samples=20, shuffle=False, lanes=1, timeout=DEADLINE)
+        loader = DataLoader(data, batch_size=4, num_workers=2, multiprocessing_context=method, timeout=DEADLINE)
+        seen: list[str] = []
+        with pytest.raises(millstream.IntegrityError, match="DataLoader worker") as caught:
+            for batch in loader:
+                seen.extend(batch)
+    finally:
+        cluster.control("DELETE", f"/faults/{found['id']}")
+    error = caught.value
+    assert isinstance(error, OSError) and error.code == 5 and error.shard == "train-001.tar"
+    assert error.expected and error.actual and error.expected != error.actual and error.source == "origin"
+    assert error.node == "node1" and "fields of this error" not in str(error)
+    assert all(sample.startswith("0:") for sample in seen)
 
 
 def test_what_does_not_come_is_an_error_in_workers(cluster: Cluster) -> None:

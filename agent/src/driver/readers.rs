@@ -22,6 +22,8 @@ pub(crate) struct ReaderMove {
     pub restart: bool,
     pub upcoming: Vec<ShardNo>,
     pub finished: RunSet,
+    /// How many shards it reads at a time; 0 for no news.
+    pub open: u32,
 }
 
 /// What is known of a reader.
@@ -32,6 +34,7 @@ pub(super) struct Reader {
     left: RunSet,
     /// Of those in `left`, there already when they were announced.
     there: RunSet,
+    open: u32,
     pub(super) by: String,
 }
 
@@ -41,6 +44,9 @@ impl Driver {
         let reader = self.readers.entry((moved.digest, moved.reader)).or_default();
         if moved.restart {
             *reader = Reader { by: moved.by.clone(), ..Reader::default() };
+        }
+        if moved.open > 0 {
+            reader.open = moved.open;
         }
         for &shard in &moved.upcoming {
             if !reader.left.contains(shard) {
@@ -83,6 +89,7 @@ impl Driver {
                 restart: true,
                 upcoming: state.order.iter().copied().filter(|&s| state.left.contains(s)).collect(),
                 finished: RunSet::new(),
+                open: state.open,
             })
             .collect();
         for moved in moves {
@@ -99,6 +106,7 @@ impl Driver {
             upcoming: moved.upcoming,
             finished: Some(set_to_runs(&moved.finished)),
             room_bytes: self.parts.store.room_bytes(&moved.digest),
+            open: moved.open,
         }));
     }
 

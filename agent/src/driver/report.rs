@@ -5,6 +5,7 @@ use millstream_proto::v1::{self, agent_message::Body, source::From as WireSource
 use millstream_types::{DatasetId, RunSet};
 
 use super::Driver;
+use super::versions::on_disk_words;
 use crate::transport::Transport as _;
 
 impl Driver {
@@ -46,7 +47,9 @@ impl Driver {
                 let Some(&wire) = self.to_wire.get(&dataset) else { return };
                 self.send(Body::Lost(v1::ShardLost { dataset: wire, shard, reason, failure: None }));
             }
-            Report::Refused { dataset, kind, reason } => self.refuse(dataset, kind, &reason),
+            Report::Refused { dataset, kind, reason } => {
+                self.refuse(dataset, kind, &on_disk_words(&self.parts.store, &reason));
+            }
         }
     }
 

@@ -10,7 +10,7 @@ use tokio::sync::watch;
 
 use super::{Driver, Input, OpenVersion, Slot};
 use crate::local::{LocalVersion, Progress};
-use crate::storage::OpenedDataset;
+use crate::storage::{DatasetError, OpenedDataset};
 
 /// A version whose files were looked at.
 pub(crate) struct Opened {
@@ -118,12 +118,17 @@ async fn open(
     wanted_bytes: Option<u64>,
 ) -> Result<Opened, OpenFailure> {
     let refuse = |kind, reason: String| OpenFailure { kind, reason };
+    let disk = |error: DatasetError| {
+        let kind = if error.is_no_space() { FailureKind::NoSpace } else { FailureKind::Disk };
+        refuse(kind, on_disk_words(store, &error.to_string()))
+    };
     let bytes = match store.load_manifest(&digest).await {
         Ok(Some(bytes)) => bytes,
         Ok(None) | Err(_) => {
             let bytes =
                 link.manifest(digest).await.map_err(|e| refuse(FailureKind::Disk, format!("no manifest: {e}")))?;
-            store.save_manifest(&digest, &bytes).await.map_err(|e| refuse(FailureKind::Disk, e.to_string()))?;
+            let saved = store.save_manifest(&digest, &bytes).await;
+            saved.map_err(|error| disk(DatasetError::Disk { name: digest.to_string(), error }))?;
             bytes
         }
     };
@@ -134,7 +139,7 @@ async fn open(
         return Err(refuse(FailureKind::Disk, reason));
     }
     let manifest = Arc::new(manifest);
-    let on_disk = store.open_dataset(manifest.clone()).await.map_err(|e| refuse(FailureKind::Disk, e.to_string()))?;
+    let on_disk = store.open_dataset(manifest.clone()).await.map_err(disk)?;
     if let Some(wanted) = wanted_bytes {
         let wanted = if wanted == 0 { manifest.layout().bytes() } else { wanted };
         if let Err(no_space) = store.reserve(&digest, wanted) {
@@ -143,6 +148,11 @@ async fn open(
         }
     }
     Ok(Opened { manifest, on_disk })
+}
+
+/// What the disk answered, and which disk that is.
+pub(super) fn on_disk_words(store: &crate::storage::Store, reason: &str) -> String {
+    format!("{reason} (the disk under {})", store.data_dir().display())
 }
 
 /// Expected checksums: those of the index in the manifest, and those that were checked before a restart.

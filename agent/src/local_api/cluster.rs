@@ -232,7 +232,7 @@ async fn unary<T>(call: impl Future<Output = Result<Response<T>, Status>>) -> Re
 }
 
 /// The coordinator's class where it says one, else the nearest to gRPC's.
-fn from_status(status: &Status) -> Refusal {
+pub(super) fn from_status(status: &Status) -> Refusal {
     use tonic::Code;
     let meta = |key| status.metadata().get(key).and_then(|v| v.to_str().ok());
     let code = meta("millstream-code").and_then(|v| v.parse().ok()).unwrap_or(match status.code() {
@@ -240,7 +240,8 @@ fn from_status(status: &Status) -> Refusal {
         Code::NotFound => 3,
         Code::DeadlineExceeded => 4,
         Code::DataLoss => 5,
-        Code::Unavailable | Code::Cancelled => 6,
+        // The last two are what a connection that breaks looks like.
+        Code::Unavailable | Code::Cancelled | Code::Unknown | Code::Internal => 6,
         Code::ResourceExhausted => 7,
         Code::AlreadyExists | Code::Aborted | Code::FailedPrecondition => 8,
         Code::PermissionDenied | Code::Unauthenticated => 9,
@@ -251,6 +252,9 @@ fn from_status(status: &Status) -> Refusal {
         message => message.to_owned(),
     };
     let mut out = refusal(code, words);
+    if let Some(problem) = millstream_proto::convert::problem_from_details(status.details()) {
+        out.details = fields(&problem);
+    }
     if let Some(next) = meta("millstream-next") {
         out.error = format!("{}; next: {next}", out.error);
     }

@@ -14,7 +14,8 @@ use serde_json::json;
 use tokio::io::AsyncWriteExt;
 use tokio::time::Instant;
 
-use super::{Answer, LocalApi, Refusal, from_status, path, refusal, send};
+use super::cluster::from_status;
+use super::{Answer, LocalApi, Refusal, path, refusal, send};
 use crate::limits::{FETCH_ASK_AGAIN, FETCH_TIMEOUT, FETCH_TIMEOUT_MAX};
 use crate::local::LocalVersion;
 
@@ -49,8 +50,8 @@ pub(super) async fn fetch(
             let name = version.manifest.name().clone();
             selector = DatasetSelector { name: name.name, version: Some(name.version) };
         }
-        asked = true;
-        let why = match tokio::time::timeout_at(until, want(api, &selector, key)).await {
+        let again = std::mem::replace(&mut asked, true);
+        let why = match tokio::time::timeout_at(until, want(api, &selector, key, again)).await {
             Ok(Ok(name)) => {
                 selector = name.parse().unwrap_or(selector);
                 "its bytes have not all come".to_owned()
@@ -63,9 +64,9 @@ pub(super) async fn fetch(
         // Also finds out whether the client is still there.
         send(write, &json!({"progress": {"state": "receiving", "dataset": selector.to_string(), "reason": why}}))
             .await?;
-        let again = until.min(Instant::now() + FETCH_ASK_AGAIN);
+        let pause = until.min(Instant::now() + FETCH_ASK_AGAIN);
         match &here {
-            Some(version) => arrives(version, key, again).await,
+            Some(version) => arrives(version, key, pause).await,
             // It is being opened: looked at again soon.
             None => tokio::time::sleep_until(until.min(Instant::now() + Duration::from_millis(20))).await,
         }
@@ -80,13 +81,14 @@ pub(super) async fn fetch(
 }
 
 /// Asks the coordinator, and makes room for what it will send.
-async fn want(api: &LocalApi, selector: &DatasetSelector, key: &str) -> Result<String, Refusal> {
+async fn want(api: &LocalApi, selector: &DatasetSelector, key: &str, again: bool) -> Result<String, Refusal> {
     let channel = api.link.channel().ok_or_else(|| refusal(6, "no coordinator is reachable"))?;
     let request = WantRequest {
         node: api.node.clone(),
         dataset: selector.to_string(),
         keys: vec![key.to_owned()],
         free_bytes: api.store.free_bytes(),
+        again,
     };
     let asked = AgentServiceClient::new(channel).want(request).await;
     let reply = asked.map_err(|status| from_status(&status))?.into_inner();

@@ -30,6 +30,9 @@ pub(super) struct Announcement {
     /// Keys that it has read.
     #[serde(default)]
     finished: Vec<String>,
+    /// How many shards it reads at a time.
+    #[serde(default)]
+    open: u32,
 }
 
 /// Numbers of all readers of this process.
@@ -65,7 +68,7 @@ pub(super) async fn announce(api: &LocalApi, said: Announcement, by: &str, reade
     let version = api.find(&said.dataset).await?;
     let digest = version.manifest.digest();
     let name = version.manifest.name().to_string();
-    let key = (digest, said.reader);
+    let (key, open) = ((digest, said.reader), said.open);
     if !readers.known.contains_key(&key) && readers.known.len() >= READERS_PER_CLIENT_MAX {
         return Err(refusal(2, format!("more than {READERS_PER_CLIENT_MAX} readers on one connection")));
     }
@@ -74,7 +77,7 @@ pub(super) async fn announce(api: &LocalApi, said: Announcement, by: &str, reade
     let finished: RunSet = shards(&version, &said.finished)?.into_iter().collect();
     let reader = *readers.known.entry(key).or_insert_with(|| NEXT.fetch_add(1, Ordering::Relaxed));
     let announced = upcoming.len();
-    let moved = ReaderMove { digest, reader, by: by.to_owned(), restart, upcoming, finished };
+    let moved = ReaderMove { digest, reader, by: by.to_owned(), restart, upcoming, finished, open };
     let sent = api.inputs.send(Input::Ask(Ask::Reader(moved))).await;
     sent.map_err(|_| refusal(6, "the agent is stopping"))?;
     Ok(json!({"dataset": name, "announced": announced}))

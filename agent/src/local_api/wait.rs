@@ -39,11 +39,11 @@ impl LocalApi {
                 }
                 let failed = version.progress.borrow().failed.clone();
                 if let Some((code, reason)) = failed {
-                    // This node learns of it a moment before the coordinator tells clients.
+                    // This node learns of it a moment before the coordinator tells clients, whose words name it all.
                     let name = version.manifest.name().to_string();
                     let known = self.failure_here(&name, FAILURE_PATIENCE).await;
-                    let details = known.map(|k| k.details).unwrap_or_default();
-                    return Ok(Err(Refusal { code, error: reason, details }));
+                    let own = || refusal(code, format!("{} cannot take {name}: {reason}", self.node));
+                    return Ok(Err(known.unwrap_or_else(own)));
                 }
             } else if let Some(refused) = self.failure_here(dataset, Duration::ZERO).await {
                 return Ok(Err(refused)); // refused before anything of it came here: it does not fit, for example

@@ -41,13 +41,20 @@ pub enum DatasetError {
         other: Digest,
     },
     /// The disk.
-    #[error("cannot read what is on disk of {name}: {error}")]
+    #[error("cannot set up {name} on disk: {error}")]
     Disk {
         /// name@version.
         name: String,
         /// The system's answer.
         error: io::Error,
     },
+}
+
+impl DatasetError {
+    /// Is the disk full, or a quota of the file system used up?
+    pub fn is_no_space(&self) -> bool {
+        matches!(self, DatasetError::Disk { error, .. } if is_no_space(error))
+    }
 }
 
 /// Why a piece cannot be written or read.

@@ -8,7 +8,7 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use millstream_types::{Crc64, DatasetRef, Digest, Manifest, PieceNo, RunSet, ShardNo};
@@ -125,6 +125,11 @@ impl Store {
 
     pub(super) fn quota(&self) -> MutexGuard<'_, Quota> {
         self.quota.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The data directory.
+    pub fn data_dir(&self) -> &Path {
+        &self.path
     }
 
     /// `<data-dir>/datasets/<name>@<version>`: where a version's sealed shards are.

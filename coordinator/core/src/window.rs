@@ -6,7 +6,7 @@
 
 mod room;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use millstream_types::{DatasetId, NodeId, RunSet, ShardNo, Time};
 
@@ -27,6 +27,8 @@ struct Reader {
     upcoming: RunSet,
     /// Upcoming shards by group.
     left: BTreeMap<Group, u32>,
+    /// How many shards it reads at a time.
+    open: u32,
 }
 
 /// What the origin said of a group when it was asked.
@@ -63,6 +65,8 @@ pub struct ReaderReport {
     pub finished: Vec<ShardNo>,
     /// Bytes that the version may take on the node.
     pub room_bytes: u64,
+    /// How many shards it reads at a time; 0 for no news.
+    pub open: u32,
 }
 
 impl Window {
@@ -99,6 +103,12 @@ impl Window {
             }
         }
         out
+    }
+
+    /// What the readers of a node are reading now: the first of their orders.
+    fn in_use(&self, node: NodeId) -> BTreeSet<Group> {
+        let readers = self.readers.range((node, 0)..=(node, u64::MAX)).map(|(_, r)| r);
+        readers.flat_map(|r| r.order.iter().filter(|g| r.left.contains_key(g)).take(r.open as usize)).copied().collect()
     }
 
     /// Does a reader on the node still need it?
@@ -152,6 +162,9 @@ impl Core {
         if known {
             window.rooms.insert(node, report.room_bytes);
             let reader = window.readers.entry(key).or_default();
+            if report.open > 0 {
+                reader.open = report.open;
+            }
             for &shard in report.upcoming.iter().filter(|&&s| s < ds.layout.shards()) {
                 if !reader.upcoming.contains(shard) {
                     reader.upcoming.insert(shard);

@@ -6,7 +6,7 @@ use millstream_types::{RunSet, Time};
 
 use super::State;
 use super::requests::Asked;
-use crate::failure::{ExitCode, RequestError};
+use crate::failure::RequestError;
 use crate::limits::WANTED_KEYS_MAX;
 
 impl State {
@@ -26,12 +26,20 @@ impl State {
             };
             shards.insert(shard);
         }
+        let will_not_come = |problem| RequestError::WillNotCome(Box::new(problem));
         if let Some(failed) = self.core.failures(dataset).into_iter().find(|f| shards.contains(f.shard)) {
-            let reason = self.shard_failure_words(dataset, &failed);
-            return Err(RequestError::ShardFailed { code: ExitCode::from_number(failed.code), reason });
+            return Err(will_not_come(self.shard_problem(dataset, node, &failed)));
         }
         let none = || RequestError::UnknownDataset { selector: name.clone(), hint: String::new() };
         let demand = self.core.demand(dataset, node, &shards).ok_or_else(none)?;
+        // What a stage wanted and the node refused takes another stage. Else asking anew is trying anew.
+        if demand.refused.is_some() || request.again {
+            if let Some(problem) = self.node_problem(dataset, node) {
+                return Err(will_not_come(problem));
+            }
+        } else {
+            self.refusals.remove(&(dataset, node));
+        }
         if let Some(reason) = demand.refused {
             return Err(RequestError::Conflict {
                 reason: format!("{} takes nothing of {name}: {reason}", request.node),

@@ -211,6 +211,7 @@ impl State {
             upcoming: moved.upcoming,
             finished: finished.iter().collect(),
             room_bytes: moved.room_bytes,
+            open: moved.open,
         };
         Ok(Event::ReaderMoved { node, dataset, report })
     }

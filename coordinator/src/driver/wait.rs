@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use millstream_coordinator_core::event::ShardFailure;
 use millstream_coordinator_core::view::ReplicaState;
 use millstream_proto::v1;
 use millstream_types::{DatasetId, NodeId, Time};
@@ -184,25 +185,38 @@ impl State {
     }
 
     fn problem(&self, dataset: DatasetId, node: NodeId, reason: &str) -> v1::Problem {
-        let name = self.dataset_name(dataset);
-        let mut out = v1::Problem { node: self.nodes.name(node).to_owned(), ..Default::default() };
-        if let Some((code, reason)) = self.refusals.get(&(dataset, node)) {
-            out.code = *code as u32;
-            out.message = format!("{} cannot take {name}: {reason}", out.node);
-            return out;
+        let shard = || Some(self.shard_problem(dataset, node, self.core.failures(dataset).first()?));
+        self.node_problem(dataset, node).or_else(shard).unwrap_or_else(|| {
+            let node = self.nodes.name(node).to_owned();
+            let message = format!("{} failed on {node}: {reason}", self.dataset_name(dataset));
+            v1::Problem { code: ExitCode::Other as u32, message, node, ..Default::default() }
+        })
+    }
+
+    /// Why a node does not take a version, if it has said so.
+    pub(super) fn node_problem(&self, dataset: DatasetId, node: NodeId) -> Option<v1::Problem> {
+        let (code, reason) = self.refusals.get(&(dataset, node))?;
+        let name = self.nodes.name(node).to_owned();
+        Some(v1::Problem {
+            code: *code as u32,
+            message: format!("{name} cannot take {}: {reason}", self.dataset_name(dataset)),
+            node: name,
+            ..Default::default()
+        })
+    }
+
+    /// Why a shard will come to no node.
+    pub(super) fn shard_problem(&self, dataset: DatasetId, node: NodeId, failure: &ShardFailure) -> v1::Problem {
+        v1::Problem {
+            code: failure.code,
+            message: self.shard_failure_words(dataset, failure),
+            node: self.nodes.name(node).to_owned(),
+            key: self.shard_key(dataset, failure.shard),
+            piece: failure.piece.map(|p| p.to_string()).unwrap_or_default(),
+            source: self.source_name(failure.source),
+            expected: failure.expected.clone(),
+            actual: failure.actual.clone(),
         }
-        if let Some(failure) = self.core.failures(dataset).into_iter().next() {
-            out.code = failure.code;
-            out.message = self.shard_failure_words(dataset, &failure);
-            out.key = self.shard_key(dataset, failure.shard);
-            out.piece = failure.piece.map(|p| p.to_string()).unwrap_or_default();
-            out.source = self.source_name(failure.source);
-            (out.expected, out.actual) = (failure.expected, failure.actual);
-            return out;
-        }
-        out.code = ExitCode::Other as u32;
-        out.message = format!("{name} failed on {}: {reason}", out.node);
-        out
     }
 
     fn not_in_time(&self, now: Time, wait: &Wait, progress: &v1::WaitProgress) -> RequestError {

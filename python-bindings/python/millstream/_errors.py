@@ -8,17 +8,33 @@ if TYPE_CHECKING:
     from typing import Any
 
 
+# What follows it in a text are the fields of an error, as JSON.
+_FIELDS = "\nfields of this error: "
+
+
 class MillstreamError(Exception):
     """Anything that Millstream refuses or cannot do. `code` is the exit code of the command line for the same."""
 
     code: int = 1
+    _as_text = False
 
     def __init__(self, message: str) -> None:
+        message, fields = _with_fields(message)
         super().__init__(message)
         self.message = message
+        self.__dict__.update(fields)
 
     def __str__(self) -> str:
-        return self.message
+        if not self._as_text:
+            return self.message
+        import json
+
+        return self.message + _FIELDS + json.dumps({k: v for k, v in self.__dict__.items() if k not in ("message", "_as_text")})
+
+    def _travel_as_text(self) -> None:
+        """PyTorch hands on of a worker's exception no more than its class and its text, and makes another from these:
+        the text carries the fields, and the constructor finds them there."""
+        self._as_text = True
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Data loader workers send their exceptions by pickle: fields must survive.
@@ -29,6 +45,21 @@ def _rebuild(kind: type[MillstreamError], message: str, fields: dict[str, Any]) 
     error = kind(message)
     error.__dict__.update(fields)
     return error
+
+
+def _with_fields(text: str) -> tuple[str, dict[str, Any]]:
+    """A message, and the fields that travelled in it."""
+    message, mark, encoded = text.rpartition(_FIELDS)
+    if mark:
+        import json
+
+        try:
+            fields = json.loads(encoded)
+        except ValueError:
+            fields = None
+        if isinstance(fields, dict):
+            return message, fields
+    return text, {}
 
 
 class UsageError(MillstreamError, ValueError):
@@ -61,11 +92,11 @@ class NotReadyError(MillstreamError, TimeoutError):
         eta: float | None = None,
         slow_nodes: Sequence[str] = (),
     ) -> None:
-        super().__init__(message)
         self.missing = list(missing)
         self.missing_total = len(self.missing) if missing_total is None else missing_total
         self.eta = eta
         self.slow_nodes = list(slow_nodes)
+        super().__init__(message)
 
 
 class IntegrityError(MillstreamError, OSError):
@@ -88,13 +119,13 @@ class IntegrityError(MillstreamError, OSError):
         source: str | None = None,
         node: str | None = None,
     ) -> None:
-        super().__init__(message)
         self.shard = shard
         self.piece = piece
         self.expected = expected
         self.actual = actual
         self.source = source
         self.node = node
+        super().__init__(message)
 
 
 class AgentUnavailableError(MillstreamError, ConnectionError):
@@ -103,8 +134,8 @@ class AgentUnavailableError(MillstreamError, ConnectionError):
     code = 6
 
     def __init__(self, message: str, *, socket: str | None = None) -> None:
-        super().__init__(message)
         self.socket = socket
+        super().__init__(message)
 
 
 class NoSpaceError(MillstreamError, OSError):
@@ -134,9 +165,9 @@ class DecodeError(MillstreamError):
     code = 1
 
     def __init__(self, message: str, *, shard: str | None = None, sample: int | None = None) -> None:
-        super().__init__(message)
         self.shard = shard
         self.sample = sample
+        super().__init__(message)
 
 
 def from_reply(thing: str, reply: Mapping[str, Any]) -> MillstreamError:

@@ -292,6 +292,7 @@ class ShardStream(Generic[Sample]):
                     raise self._decode_error(keys[shard], index, error) from error
                 self._taken += 1
                 yield sample
+                del sample  # whoever got it decides how long it lives: the next one may take its memory
         self._finished = True
         announcer.close()
 
@@ -392,20 +393,24 @@ class Announcer:
         if len(self._left) <= self._horizon // 2 or len(self._left) < self._lanes:
             more = [shard for shard in self._share.upcoming(position, self._horizon) if shard not in self._left]
         finished = [self._keys[shard] for shard in over]
+        # One sample of each lane: as many shards are open at a time.
+        open_now = len({shard for shard, _ in self._share.take(position, self._lanes)})
         for keys in _lines([self._keys[shard] for shard in more]) or [[]]:
-            self._ask(keys, finished)
+            self._ask(keys, finished, open_now)
             finished = []
         for shard in more:
             self._left[shard] = self._announced
             self._announced += 1
 
-    def _ask(self, upcoming: list[str], finished: list[str]) -> None:
+    def _ask(self, upcoming: list[str], finished: list[str], open_now: int) -> None:
         if self._connection is None or not (upcoming or finished):
             return
         ref = self._dataset.ref
         request: dict[str, Any] = {"op": "reader", "dataset": ref, "reader": "stream", "finished": finished}
         if upcoming:
             request |= {"upcoming": upcoming, "append": True}
+        if "reader-open" in self._dataset._wire.features():
+            request["open"] = open_now
         self._dataset._wire.ask(self._connection, ref, request)
 
     def close(self) -> None:

@@ -8,8 +8,12 @@ Works without PyTorch as well, as a plain iterable.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from millstream._errors import MillstreamError
+from millstream._millstream import Share
 from millstream.stream import Place, ShardStream, State, count_samples, merge_states, tar
 
 if TYPE_CHECKING:
@@ -34,6 +38,16 @@ else:
 
 Sample = TypeVar("Sample")
 
+@contextmanager
+def _from_worker() -> Iterator[None]:
+    try:
+        yield
+    except MillstreamError as error:
+        if _worker_info is not None and _worker_info() is not None:
+            error._travel_as_text()
+        raise
+
+
 __all__ = ["ShardDataset", "State", "count_samples", "merge_states", "tar"]
 
 
@@ -46,7 +60,17 @@ class ShardDataset(ShardStream[Sample], _Base[Sample]):  # type: ignore[misc,unu
 
     With `StatefulDataLoader` positions are saved and loaded by the loader. To go on with other numbers of ranks or
     workers: `data.load_state_dict(merge_states(loader_state))` before the loader is made.
+
+    What a worker raises, the training process gets with its fields (`error.shard`, `error.expected` and so on).
     """
+
+    def __iter__(self) -> Iterator[Sample]:
+        with _from_worker():
+            return super().__iter__()
+
+    def _samples_of(self, share: Share) -> Iterator[Sample]:
+        with _from_worker():
+            yield from super()._samples_of(share)
 
     def _place(self) -> Place:
         place = super()._place()

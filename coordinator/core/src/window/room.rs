@@ -1,6 +1,6 @@
 //! What comes to a node ahead of its readers, and what goes when there is no room for it.
 //!
-//! A quarter of the room is for what the readers of the node need next. The rest keeps what was read: a group goes
+//! Beside what they read now, a quarter of the room is for what the readers of the node need next. The rest keeps what was read: a group goes
 //! only when something else needs its place, first those of which another node has a copy, then those that nobody
 //! needs. A last copy that somebody still needs moves to a node that has room. Only when no node has any is the one
 //! dropped that is needed last, to be read from the origin again; and no last copy goes without the origin's word
@@ -69,15 +69,18 @@ impl Core {
 
     fn plan_moves(&self, ds: &Dataset, now: Time, window: &Window, node: NodeId) -> Moves {
         let mut shelf = self.shelf(ds, now, window, node);
-        let sequence = window.sequence(node);
+        let (sequence, in_use) = (window.sequence(node), window.in_use(node));
         let mut moves = Moves::default();
         let mut ahead = 0;
         for (at, &group) in sequence.iter().enumerate() {
             let bytes = ds.group_bytes(group);
-            if at > 0 && ahead + bytes > shelf.budget / AHEAD_PART {
-                break;
+            // What is being read comes in any case, and the room ahead is for what comes after it.
+            if !in_use.contains(&group) {
+                if at > 0 && ahead + bytes > shelf.budget / AHEAD_PART {
+                    break;
+                }
+                ahead += bytes;
             }
-            ahead += bytes;
             if ds.is_here(node, group) || ds.is_coming(node, group) {
                 continue;
             }

@@ -382,8 +382,8 @@ impl World {
             reader: 1,
             restart: true,
             upcoming: loader.order.clone(),
-            finished: Vec::new(),
             room_bytes: loader.room,
+            ..ReaderReport::default()
         };
         self.readers.insert(node, loader);
         self.later_core(Event::ReaderMoved { node: NodeId(node), dataset: DS, report });
