@@ -6,7 +6,7 @@ use serde_json::json;
 use tokio::io::AsyncWriteExt;
 use tokio::time::Instant;
 
-use super::{Answer, LocalApi, Refusal, path, send, version_status, waiting_for};
+use super::{Answer, LocalApi, Refusal, path, refusal, send, version_status, waiting_for};
 use crate::limits::{FAILURE_PATIENCE, MISSING_NAMED_MAX};
 use crate::local::LocalVersion;
 
