@@ -197,7 +197,10 @@ async fn a_node_says_over_which_rails_it_is_fed() {
         mtu_bytes: 4096,
         queue_pairs: 3,
         received_bytes,
-        wire_received_bytes: received_bytes + 100,
+        wire_received_bytes: Some(received_bytes + 100),
+        sent_bytes: 0,
+        wire_sent_bytes: None,
+        state: "up".into(),
         counters: [("out_of_sequence".to_owned(), 7)].into(),
     };
     let rails = vec![rail(1, 1_000), rail(2, 0)];
