@@ -204,7 +204,7 @@ impl Holdings {
     }
 }
 
-fn in_range(word: u64, w: usize, range: &Range<usize>) -> u64 {
+pub(super) fn in_range(word: u64, w: usize, range: &Range<usize>) -> u64 {
     let (first, end) = (w * 64, w * 64 + 64);
     let low = range.start.saturating_sub(first).min(64);
     let high = end.saturating_sub(range.end).min(64);

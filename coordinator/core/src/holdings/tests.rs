@@ -1,6 +1,7 @@
 use millstream_types::RunSet;
 use proptest::prelude::*;
 
+use super::states::in_range;
 use super::*;
 
 /// What the states must be, member by member and shard by shard, without bit tricks.
