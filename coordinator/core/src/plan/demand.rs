@@ -34,16 +34,14 @@ impl Core {
                     core.cut(ds);
                     let shards = core.hurry(ds, now, node, ds.whole_groups(shards));
                     let replica = ds.replica_entry(node);
-                    if replica.staged == Wanted::Nothing {
-                        // Evicted, once: now it is wanted again.
-                        replica.refused = None;
-                    }
+                    // Evicted, once, or there was no room: now it is wanted again, and the node has to open it anew.
+                    let again = replica.staged == Wanted::Nothing && replica.refused.take().is_some();
                     replica.demanded.union_with(&shards);
                     let attached = replica.attached;
                     core.want_again(ds, &[node]);
                     core.tell_sums(ds, node, &shards);
-                    if !attached {
-                        core.attach(ds, now, node, true);
+                    if !attached || again {
+                        core.attach(ds, now, node, !attached);
                     }
                 })
                 .is_some();
