@@ -358,7 +358,7 @@ def test_rails_and_their_counters(halfway, open_page):
     """No machine of the tests has the devices: the page is given a node with two rails."""
     rail = {
         "device": "mlx5_0", "port": 1, "gid": "fe80::1", "kind": "RoCE v2", "mtu_bytes": 4096, "queue_pairs": 3,
-        "received_bytes": 3 << 20, "wire_received_bytes": 4 << 20, "counters": {"out_of_sequence": 7, "rnr_nak": 0},
+        "received_bytes": 3 << 20, "wire_received_bytes": 4 << 20, "state": "up", "counters": {"out_of_sequence": 7, "rnr_nak": 0},
     }  # fmt: skip
     node = halfway.get("nodes/node1") | {"rails": [rail, rail | {"port": 2, "received_bytes": 0}]}
     page = open_page(halfway, "#/", quiet=False)
@@ -369,7 +369,7 @@ def test_rails_and_their_counters(halfway, open_page):
     expect(page.locator("#carriers tbody tr")).to_have_count(2)
     first = cells(page, "carriers")[0]
     assert (first["Device"], first["Kind"]) == ("mlx5_0, port 1", "RoCE v2")
-    assert (first["Received"], first["Counted by the device"], first["MTU"]) == ("3.0 MiB", "4.0 MiB", "4.0 KiB")
+    assert (first["Received"], first["Received by the device"], first["MTU"]) == ("3.0 MiB", "4.0 MiB", "4.0 KiB")
     counters = page.locator("#carriers details").first
     counters.locator("summary").click()
     expect(counters).to_contain_text("out_of_sequence 7")

@@ -30,9 +30,9 @@ const railColumns = [
   { head: "MTU", number: true, minor: true, cell: (r) => bytes(r.mtu_bytes) },
   { head: "Queue pairs", number: true, cell: (r) => String(r.queue_pairs) },
   { head: "Received", number: true, cell: (r) => bytes(r.received_bytes) },
-  { head: "Counted by the device", number: true, cell: (r) => bytes(r.wire_received_bytes) },
+  { head: "Received by the device", number: true, cell: (r) => bytes(r.wire_received_bytes) },
   { head: "Sent", number: true, cell: (r) => bytes(r.sent_bytes) },
-  { head: "Counted by the device", number: true, cell: (r) => bytes(r.wire_sent_bytes) },
+  { head: "Sent by the device", number: true, cell: (r) => bytes(r.wire_sent_bytes) },
   {
     head: "Its counters",
     minor: true,
