@@ -128,6 +128,8 @@ fn nodes_without_rdma_take_part_over_tcp_and_it_is_said() {
         cluster.put_seeded(&format!("train-{i:03}.tar"), i + 1, 2_000_000);
     }
     cluster.add();
+    // One after the other: in what order nodes feed each other depends on how fast they are.
+    cluster.cli_ok(&["stage", harness::DATASET, "--nodes", "node1,node2", "--wait", "--timeout", "90s"]);
     cluster.stage_and_wait();
     cluster.assert_identical();
     let status = settled(&cluster, 3);
