@@ -441,7 +441,7 @@ mod tests {
     #[test]
     fn completions_in_bursts_are_not_a_break() {
         // Whole sweeps late, at times, but nothing is lost.
-        let bursts = |n: u64| if n % 2 == 0 { 2 * USUAL } else { 0 };
+        let bursts = |n: u64| if n.is_multiple_of(2) { 2 * USUAL } else { 0 };
         let late =
             |n: u64| if n == 0 { (USUAL, Some(USUAL)) } else { (bursts(n - 1) / 2 + USUAL / 2, Some(bursts(n))) };
         assert_eq!(broken_after(1000, running(), late), None);
