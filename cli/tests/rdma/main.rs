@@ -200,6 +200,14 @@ fn a_device_that_goes_and_comes_back_costs_no_stage() {
     fetch_again(&cluster, rdma);
 }
 
+struct OnDrop<F: FnMut()>(F);
+
+impl<F: FnMut()> Drop for OnDrop<F> {
+    fn drop(&mut self) {
+        (self.0)();
+    }
+}
+
 /// Port down, address changed: each is noticed, said, and over when it is mended.
 #[test]
 fn a_port_that_goes_down_or_changes_its_address_is_named_and_used_again() {
@@ -215,8 +223,10 @@ fn a_port_that_goes_down_or_changes_its_address_is_named_and_used_again() {
         cluster.stage();
         cluster.until_status("RDMA carries", |s| received(s, "rdma") > 0);
         shell(damage);
-        until("the devices are not used", || {
-            (0..2).all(|i| !cluster.own_status(i)["transport"]["rdma"]["reason"].is_null())
+        // The tests that follow need the port, also when this one fails.
+        let mended = OnDrop(|| shell(mend));
+        until("the devices are not used, for this reason", || {
+            (0..2).all(|i| cluster.own_status(i)["transport"]["rdma"]["reason"].to_string().contains(reason))
         });
         cluster.wait("all");
         cluster.assert_identical();
@@ -227,8 +237,9 @@ fn a_port_that_goes_down_or_changes_its_address_is_named_and_used_again() {
             received(&status, "tcp"),
             fallbacks(&status)
         );
-        assert!(fallbacks(&status).iter().any(|(r, _)| r == reason), "{reason}: {:?}", fallbacks(&status));
-        shell(mend);
+        // What was under way names how it failed, what came later the port; how much there is of each is chance.
+        assert!(!fallbacks(&status).is_empty(), "{status}");
+        drop(mended);
         uses_rdma_again(&cluster);
         fetch_again(&cluster, received(&status, "rdma"));
     }
