@@ -9,14 +9,17 @@
 //! node before it had to give. Whoever is slow, not to be trusted or far behind goes to the end of the line, and stays
 //! there when it has recovered: a place in the middle would make all behind it wait for what it lacks.
 
+mod flow;
+
 use millstream_types::{NodeId, Time};
 
+pub(crate) use self::flow::Flow;
 use crate::Core;
 use crate::catalog::{Dataset, ExtentNo};
 use crate::event::{NodeState, Source};
 use crate::limits::{
-    BLAME_US, CHAIN_ALTERNATES, CHAIN_BREAK_EXTENTS, CHAIN_HEAD_SLACK, CHAIN_LATE_PART, CHAIN_NODES_MAX, CHAIN_PART,
-    CHAIN_USUAL_SWEEPS, CHAIN_WINDOWS, HEAD_CALM_US, KEPT_UP_SWEEPS, LATE_EXTENTS, LATE_SWEEPS, TICK_US,
+    BLAME_US, CHAIN_ALTERNATES, CHAIN_NODES_MAX, CHAIN_PART, CHAIN_WINDOWS, HEAD_CALM_US, KEPT_UP_SWEEPS, LATE_EXTENTS,
+    LATE_SWEEPS, SETTLING_SWEEPS, TICK_US,
 };
 use crate::membership::Node;
 use crate::source::Found;
@@ -56,38 +59,20 @@ impl Place {
 pub(crate) struct Feeder {
     place: Place,
     holder: bool,
+    /// It receives it from the origin.
+    reads: bool,
 }
 
-/// What came to a node, sweep by sweep.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Flow {
-    /// Bytes since the last sweep, in the sweep before, and as many as usually come.
-    pub(crate) came: u64,
-    before: u64,
-    usual: u64,
-    /// Bytes by which it fell behind what the node before it in the chain had to give.
-    lag: u64,
+/// The line as one extent runs through it: from the first who has it round the ring of steady nodes, then to the others.
+/// (If those came before the ring is closed, the last steady node would feed two.)
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ring {
+    first: Place,
 }
 
-impl Flow {
-    /// Takes note of what came since the last sweep, where `given` was to be had from the node before; the first node
-    /// has what usually comes to compare with. Is this where the chain breaks?
-    fn judge(&mut self, given: Option<u64>, target: u64) -> bool {
-        let expected = given.unwrap_or(self.usual - self.usual / CHAIN_HEAD_SLACK);
-        let stopped = expected > CHAIN_LATE_PART * (self.came + target);
-        // What one sweep lacks the next one makes up for, where there is nothing but noise.
-        self.lag = (self.lag + expected).saturating_sub(self.came);
-        let lagging = self.came < expected && self.lag > 2 * expected.max(self.usual) + CHAIN_BREAK_EXTENTS * target;
-        stopped || lagging
-    }
-
-    /// Begins the next sweep.
-    fn turn(&mut self) {
-        // Completions come in bursts: one sweep is no measure.
-        let recent = u64::midpoint(self.came, self.before);
-        self.usual = recent.max(self.usual - self.usual.saturating_sub(recent) / CHAIN_USUAL_SWEEPS);
-        self.before = self.came;
-        self.came = 0;
+impl Ring {
+    fn order(self, place: Place) -> impl Ord {
+        (place != self.first, place.standing != Standing::Steady, place < self.first, place)
     }
 }
 
@@ -128,46 +113,52 @@ impl Core {
         }
     }
 
-    /// Lists who has an extent or is receiving it, not by way of `node`, in the order of the chain. Poor ones only
-    /// where there is nobody else.
-    pub(crate) fn list_feeders(&mut self, ds: &Dataset, now: Time, e: ExtentNo, node: NodeId) {
+    /// Lists who has an extent or is receiving it, not by way of `node`, in the order of the ring that is returned. Poor
+    /// ones only where there is nobody else.
+    pub(crate) fn list_feeders(&mut self, ds: &Dataset, now: Time, e: ExtentNo, node: NodeId) -> Option<Ring> {
         let mut feeders = std::mem::take(&mut self.scratch.feeders);
         feeders.clear();
         let extent = &ds.extents[e as usize];
         let fit = |node| self.nodes.get(node).is_some_and(|n| n.serves() && !n.quarantine.distrusted(now));
         if ds.checkable(e) {
             let holders = extent.have.iter().map(NodeId).filter(|&n| fit(n) && n != node);
-            feeders.extend(holders.map(|n| Feeder { place: self.place(ds, now, n), holder: true }));
+            feeders.extend(holders.map(|n| Feeder { place: self.place(ds, now, n), holder: true, reads: false }));
         }
-        let receivers = extent.flights.iter().filter_map(|&no| self.flights.get(no)).map(|f| f.node);
-        feeders.extend(
-            receivers
-                .filter(|&n| fit(n) && self.fed_without(ds, e, n, node))
-                .map(|n| Feeder { place: self.place(ds, now, n), holder: false }),
-        );
+        let flights = extent.flights.iter().filter_map(|&no| self.flights.get(no));
+        feeders.extend(flights.filter(|f| fit(f.node) && self.fed_without(ds, e, f.node, node)).map(|f| Feeder {
+            place: self.place(ds, now, f.node),
+            holder: false,
+            reads: f.source == Source::Origin,
+        }));
         if feeders.iter().any(|f| f.place.feeds()) {
             feeders.retain(|f| f.place.feeds());
         }
-        feeders.sort_unstable_by_key(|f| f.place);
+        let first = feeders.iter().min_by_key(|f| (!f.holder && !f.reads, f.place)).map(|f| f.place);
+        let ring = first.map(|first| Ring { first });
+        if let Some(ring) = ring {
+            feeders.sort_unstable_by_key(|f| ring.order(f.place));
+        }
         self.scratch.feeders = feeders;
+        ring
     }
 
-    /// Hangs all wanters behind those who have the extent or receive it (see [`Self::list_feeders`]).
-    pub(crate) fn grow_chain(&mut self, ds: &mut Dataset, now: Time, e: ExtentNo) -> bool {
-        let wanters = std::mem::take(&mut self.scratch.wanters);
+    /// Hangs all wanters behind those who have the extent or receive it: of feeders that were just listed.
+    pub(crate) fn grow_chain(&mut self, ds: &mut Dataset, now: Time, e: ExtentNo, ring: Ring) -> bool {
+        let mut wanters = std::mem::take(&mut self.scratch.wanters);
+        wanters.sort_unstable_by_key(|w| ring.order(self.place(ds, now, w.node)));
         let feeders = std::mem::take(&mut self.scratch.feeders);
-        // Round the ring, from the first who has it: those before it come last, behind the end of the line.
-        let start =
-            feeders.first().map_or(0, |first| wanters.partition_point(|w| self.place(ds, now, w.node) < first.place));
+        let mut ahead = feeders.iter().map(|f| f.place).peekable();
         let mut before = None;
-        let mut passed = 0;
         let mut grown = false;
-        for (i, wanter) in wanters[start..].iter().chain(&wanters[..start]).enumerate() {
+        for wanter in &wanters {
             let place = self.place(ds, now, wanter.node);
-            let wrapped = i >= wanters.len() - start;
-            while let Some(feeder) = feeders.get(passed).filter(|f| wrapped || f.place < place) {
-                before = Some(feeder.place.node);
-                passed += 1;
+            match (wanter.full, place.standing) {
+                (true, Standing::Steady) => break,
+                (true, _) => continue,
+                _ => {}
+            }
+            while let Some(feeder) = ahead.next_if(|&f| ring.order(f) < ring.order(place)) {
+                before = Some(feeder.node);
             }
             let Some(parent) = before.filter(|&p| self.takes_children(p)) else {
                 break;
@@ -199,14 +190,14 @@ impl Core {
         node: NodeId,
         not: Option<NodeId>,
     ) -> Option<Found> {
-        self.list_feeders(ds, now, e, node);
+        let ring = self.list_feeders(ds, now, e, node)?;
         let place = self.place(ds, now, node);
         // Who was cut off tries the same one again: it was not to blame.
         let not = not.filter(|_| !self.slanders(now, node));
         let mut feeders = std::mem::take(&mut self.scratch.feeders);
         feeders.retain(|f| Some(f.place.node) != not);
         // The nearest before it comes first.
-        let before = feeders.partition_point(|f| f.place < place);
+        let before = feeders.partition_point(|f| ring.order(f.place) < ring.order(place));
         feeders.rotate_left(before);
         let found = feeders.last().map(|f| Found {
             source: f.place.node,
@@ -322,7 +313,9 @@ impl Core {
         let members = ds.members().map(|(n, _)| n).filter(|&n| self.nodes.get(n).is_some_and(|n| n.serves()));
         line.extend(members.map(|n| self.place(ds, now, n)).filter(|p| p.standing == Standing::Steady));
         line.sort_unstable();
-        let mut before: Option<NodeId> = None;
+        // Where the first reads nothing, the ring begins elsewhere, and the last one feeds it.
+        let fed = line.first().and_then(|p| self.nodes.get(p.node)).is_some_and(|n| n.leases == 0);
+        let mut before = line.get(1..).and_then(<[_]>::last).filter(|_| fed).map(|p| p.node);
         let mut found = None;
         for &Place { node, .. } in &line {
             let feeder = before.and_then(|b| self.nodes.get(b)).map(|b| (b.flow, b.flights.is_empty()));
@@ -336,7 +329,9 @@ impl Core {
                     true => known.rate_in.busy_for(now).filter(|&us| us > TICK_US).map(|_| known.down_backlog),
                 });
                 let broken = known.flow.judge(given, ds.target);
-                let judged = now >= if before.is_some() { self.judged_from } else { self.head_judged_from };
+                // Led to the end of the line, it first catches up.
+                let settled = known.demoted == 0 || self.sweeps.wrapping_sub(known.demoted) > SETTLING_SWEEPS;
+                let judged = settled && now >= if before.is_some() { self.judged_from } else { self.head_judged_from };
                 if found.is_none() && judged && broken {
                     found = Some(Break { before, node, last: known.serving.is_empty() });
                 }
@@ -351,9 +346,12 @@ impl Core {
     fn mend_chain(&mut self, now: Time, broken: Break) {
         self.counters.overdue += 1;
         let Break { before, node, last } = broken;
-        if let Some(known) = self.nodes.get_mut(node).filter(|_| last) {
+        let former = self.blamed.replace((now, broken)).filter(|(at, _)| now.since(*at) < BLAME_US).map(|(_, b)| b);
+        if last && former.is_some_and(|b| b.last) {
             // Nobody waits for it: only to know that it is not the others' fault.
-            known.slow_in.strike();
+            if let Some(known) = self.nodes.get_mut(node) {
+                known.slow_in.strike();
+            }
             return;
         }
         // What is ordered anew flows for a sweep before it is judged.
@@ -367,13 +365,21 @@ impl Core {
         }
         // What others lack they lack for its sake.
         self.nodes.iter_mut().for_each(|n| n.flow.lag = 0);
-        let former = self.blamed.replace((now, broken));
-        let again = former.filter(|(at, b)| b.before == before && b.node != node && now.since(*at) < BLAME_US);
-        match before.filter(|_| again.is_some()) {
+        let again = former.filter(|b| !b.last && b.before == before && b.node != node).map(|b| b.node);
+        match before {
+            // It is the last one's link or its source's: with their places changed, it shows.
+            Some(before) if last => {
+                let sweeps = self.sweeps;
+                self.nodes.get_mut(before).into_iter().for_each(|n| n.demoted = sweeps);
+                self.lead_around(now, before, false);
+            }
             // What it gives is judged by nothing else for a while; what a node gets is, at every sweep.
-            Some(before) => self.nodes.get_mut(before).map(|n| n.slow_out.strike()),
-            None => self.nodes.get_mut(node).map(|n| n.slow_in.strike()),
-        };
+            Some(before) if again.is_some() => {
+                self.nodes.get_mut(before).into_iter().for_each(|n| n.slow_out.strike());
+                again.and_then(|n| self.nodes.get_mut(n)).into_iter().for_each(|n| n.slow_in.clear());
+            }
+            _ => self.nodes.get_mut(node).into_iter().for_each(|n| n.slow_in.strike()),
+        }
         self.demote_poor(now);
         self.serve_all(now);
     }
@@ -404,56 +410,5 @@ impl Core {
                 }
             });
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const TARGET: u64 = 256 << 10;
-    const USUAL: u64 = 12 << 20;
-
-    /// Sweeps until the chain is found broken, at most so many; the n-th gets and is given as many bytes as told.
-    fn broken_after(sweeps: u64, mut flow: Flow, bytes: impl Fn(u64) -> (u64, Option<u64>)) -> Option<u64> {
-        for n in 0..sweeps {
-            let (came, given) = bytes(n);
-            flow.came = came;
-            if flow.judge(given, TARGET) {
-                return Some(n + 1);
-            }
-            flow.turn();
-        }
-        None
-    }
-
-    fn running() -> Flow {
-        Flow { before: USUAL, usual: USUAL, ..Flow::default() }
-    }
-
-    #[test]
-    fn a_link_a_fifth_too_slow_is_found_in_seconds() {
-        let after = broken_after(60, running(), |_| (USUAL * 4 / 5, Some(USUAL))).unwrap();
-        assert!((8..=20).contains(&after), "{after}");
-        assert_eq!(broken_after(60, running(), |_| (0, Some(USUAL))), Some(1));
-    }
-
-    #[test]
-    fn completions_in_bursts_are_not_a_break() {
-        // Whole sweeps late, at times, but nothing is lost.
-        let bursts = |n: u64| if n.is_multiple_of(2) { 2 * USUAL } else { 0 };
-        let late =
-            |n: u64| if n == 0 { (USUAL, Some(USUAL)) } else { (bursts(n - 1) / 2 + USUAL / 2, Some(bursts(n))) };
-        assert_eq!(broken_after(1000, running(), late), None);
-    }
-
-    #[test]
-    fn a_first_node_that_fluctuates_is_not_a_break_and_a_slow_one_is() {
-        let noise = |n: u64| USUAL * [100, 78, 104, 97, 103, 98, 95, 106][n as usize % 8] / 100;
-        assert_eq!(broken_after(2000, running(), |n| (noise(n), None)), None);
-        let after = broken_after(60, running(), |n| (noise(n) * 6 / 10, None)).unwrap();
-        assert!(after <= 16, "{after}");
-        // What an origin loses little by little is not the node's fault.
-        assert_eq!(broken_after(500, running(), |n| (USUAL * 1000 / (1000 + 2 * n), None)), None);
     }
 }

@@ -41,7 +41,7 @@ pub const DEMAND_PRIORITY: u32 = 1 << 20;
 pub const FAN_OUT: u32 = 2;
 /// A chain of N nodes costs N piece times once: it is taken where that is at most this part of the version. Trees cost
 /// about 10 % there, and more after accidents.
-pub const CHAIN_PART: u64 = 32;
+pub const CHAIN_PART: u64 = 12;
 /// Alternates in a chain: more would take from uplinks that have nothing to spare.
 pub const CHAIN_ALTERNATES: usize = 1;
 /// Longest chain: each link adds its latency, and a break holds up all behind it until it is found.
@@ -57,6 +57,8 @@ pub const CHAIN_HEAD_SLACK: u64 = 8;
 pub const CHAIN_USUAL_SWEEPS: u64 = 64;
 /// A slow node that gets what the typical one gets in so many sweeps in a row is not slow any more.
 pub const KEPT_UP_SWEEPS: u8 = 4;
+/// What comes to a node that was led to the end of the line is not judged for so many sweeps.
+pub const SETTLING_SWEEPS: u32 = 8;
 /// A node behind which a chain breaks again, at another one, this soon is itself to blame.
 pub const BLAME_US: u64 = 5_000_000;
 /// Complaints of a node that was slow or cut off so recently do not count: what it could not reach was not to blame.

@@ -53,6 +53,8 @@ pub(crate) struct Wanter {
     pub(crate) node: NodeId,
     /// More is on its way to it than to the others: what it reads from the origin would be late.
     pub(crate) busy: bool,
+    /// Chains: as much is on its way to it as may be, and all behind it wait, too.
+    pub(crate) full: bool,
 }
 
 impl Core {
@@ -111,9 +113,12 @@ impl Core {
     /// Bytes on their way to a node that keep it busy: leases in flight, the way down a tree, the control round trip.
     fn window(&self, ds: &Dataset, node: &Node) -> u64 {
         let nodes = self.nodes.len();
-        let depth = if self.chain(ds) { nodes } else { 2 * (32 - (nodes | 1).leading_zeros()) };
+        let chain = self.chain(ds);
+        let depth = if chain { nodes } else { 2 * (32 - (nodes | 1).leading_zeros()) };
         let extents = self.origin.budget.clamp(LEASES_PER_NODE, 32) + 4 + depth;
-        let by_rate = node.rate_in.rate * WINDOW_US as f64 / 1e6;
+        // One rate for a whole chain: a node with room that those before it lack would be fed from farther away.
+        let rate = if chain { 1e9 / self.ns_per_byte } else { node.rate_in.rate };
+        let by_rate = rate * WINDOW_US as f64 / 1e6;
         (ds.target * u64::from(extents)).max(by_rate as u64)
     }
 
@@ -123,18 +128,18 @@ impl Core {
 
     /// An extent that somebody has or receives already.
     fn plan_seeded(&mut self, ds: &mut Dataset, now: Time, e: ExtentNo, node: NodeId) -> bool {
-        if self.gate(ds, now, e, node).is_none() {
+        // A chain begun with those who were asked first would be joined in the middle.
+        if self.chain(ds) && ds.pending > 0 || self.gate(ds, now, e, node).is_none() {
             return false;
         }
         self.list_wanters(ds, now, e);
-        if !self.scratch.wanters.iter().any(|w| w.node == node) {
+        if !self.scratch.wanters.iter().any(|w| w.node == node && !w.full) {
             return false;
         }
         if self.chain(ds) {
-            self.list_feeders(ds, now, e, NOBODY);
-            return match self.scratch.feeders.is_empty() {
-                false => self.grow_chain(ds, now, e),
-                true => self.plan_distrusted(ds, now, e, node),
+            return match self.list_feeders(ds, now, e, NOBODY) {
+                Some(ring) => self.grow_chain(ds, now, e, ring),
+                None => self.plan_distrusted(ds, now, e, node),
             };
         }
         self.begin_tree();
@@ -210,11 +215,13 @@ impl Core {
         let mut wanters = std::mem::take(&mut self.scratch.wanters);
         wanters.clear();
         self.rotation = self.rotation.wrapping_add(1);
+        let chain = self.chain(ds);
         let bytes = ds.extents[e as usize].bytes.max(1);
         let (mut up, mut down, mut debit) = (0, 0, 0);
         for n in ds.extents[e as usize].todo.iter() {
             let node = NodeId(n);
-            if !self.wants_now(ds, now, node) || !self.has_room(ds, node) {
+            let full = !self.has_room(ds, node);
+            if !self.wants_now(ds, now, node) || (full && !chain) {
                 continue;
             }
             let Some(known) = self.nodes.get(node) else {
@@ -228,6 +235,7 @@ impl Core {
                 debit: known.debit,
                 node,
                 busy: false,
+                full,
             });
         }
         let count = wanters.len().max(1);
@@ -242,7 +250,7 @@ impl Core {
                 wanter.debit = known.debit / bytes as i64;
             }
         }
-        if self.chain(ds) {
+        if chain {
             wanters.sort_unstable_by_key(|w| self.place(ds, now, w.node));
             self.scratch.wanters = wanters;
             return;

@@ -51,14 +51,14 @@ impl Core {
         let chain = self.chain(ds);
         let wanters = &self.scratch.wanters;
         let hinted = extent.hint.and_then(|(node, _)| wanters.iter().position(|w| w.node == node));
-        let unused = |w: &Wanter| !used.contains(&w.node);
+        let unused = |w: &Wanter| !w.full && !used.contains(&w.node);
         let retry = |w: &Wanter| extent.attempts > 0 && extent.last_root == Some(w.node);
         let Some(at) = hinted
             .filter(|&i| unused(&wanters[i]))
             .or_else(|| wanters.iter().position(|w| unused(w) && !retry(w) && (chain || !w.busy)))
             .or_else(|| wanters.iter().position(|w| unused(w) && !retry(w)))
             .or_else(|| wanters.iter().position(unused))
-            .or_else(|| (!wanters.is_empty()).then_some(0))
+            .or_else(|| wanters.iter().position(|w| !w.full))
         else {
             return false;
         };
@@ -67,8 +67,9 @@ impl Core {
             return false;
         }
         if chain {
-            self.list_feeders(ds, now, e, NOBODY);
-            self.grow_chain(ds, now, e);
+            if let Some(ring) = self.list_feeders(ds, now, e, NOBODY) {
+                self.grow_chain(ds, now, e, ring);
+            }
         } else {
             self.join_tree(root, 0);
             self.grow(ds, now, e);

@@ -305,13 +305,8 @@ impl World {
                     self.later_core(Event::OriginSays { dataset: DS, asked: shards.clone(), holds });
                     continue;
                 }
-                Action::Checksums { to, first, crcs, .. } => {
-                    for &node in to {
-                        let known = &mut self.nodes[node.0 as usize].known;
-                        let run = *first..*first + crcs.len() as u32;
-                        known.insert_range(run.clone());
-                        self.accept_verified(node.0, run);
-                    }
+                Action::Checksums { to, .. } => {
+                    to.iter().for_each(|node| self.tell_node(node.0, action.clone()));
                     continue;
                 }
                 Action::PersistChecksums { first, crcs, .. } => {
@@ -324,14 +319,7 @@ impl World {
                     self.discarded += 1;
                     let pieces = self.layout.shard_pieces(*shard);
                     self.persisted.retain(|p, _| !pieces.contains(p));
-                    for &node in to {
-                        let node = &mut self.nodes[node.0 as usize];
-                        node.have.remove_range(pieces.clone());
-                        node.known.remove_range(pieces.clone());
-                        node.unverified.remove_range(pieces.clone());
-                        node.sealed.remove_range(*shard..*shard + 1);
-                        node.asked.retain(|p, _| !pieces.contains(p));
-                    }
+                    to.iter().for_each(|node| self.tell_node(node.0, action.clone()));
                     continue;
                 }
                 Action::Note(note) => {
@@ -339,10 +327,15 @@ impl World {
                     continue;
                 }
             };
-            self.to_node.push(Some((node, action)));
-            let at = self.now + self.setup.latency_us;
-            self.push(at, Ev::ToNode(self.to_node.len() - 1));
+            self.tell_node(node, action);
         }
+    }
+
+    /// A node is told everything in the order in which the core said it.
+    fn tell_node(&mut self, node: u32, action: Action) {
+        self.to_node.push(Some((node, action)));
+        let at = self.now + self.setup.latency_us;
+        self.push(at, Ev::ToNode(self.to_node.len() - 1));
     }
 
     fn accept_verified(&mut self, node: u32, run: std::ops::Range<u32>) {
@@ -620,6 +613,20 @@ impl World {
                     self.later_core(Event::PiecesRead { node: NodeId(node), dataset: DS, first, crcs });
                 }
                 self.later_core(Event::Inventory { node: NodeId(node), dataset: DS, pieces, sealed });
+            }
+            Action::Checksums { first, crcs, .. } => {
+                let run = first..first + crcs.len() as u32;
+                self.nodes[node as usize].known.insert_range(run.clone());
+                self.accept_verified(node, run);
+            }
+            Action::DiscardShard { shard, .. } => {
+                let pieces = self.layout.shard_pieces(shard);
+                let n = &mut self.nodes[node as usize];
+                n.have.remove_range(pieces.clone());
+                n.known.remove_range(pieces.clone());
+                n.unverified.remove_range(pieces.clone());
+                n.sealed.remove_range(shard..shard + 1);
+                n.asked.retain(|p, _| !pieces.contains(p));
             }
             Action::DropShards { shards, .. } => {
                 for shard in shards.iter() {
