@@ -423,16 +423,11 @@ impl Dataset {
         false
     }
 
-    /// The node says that it sealed these. Of shards that were in doubt, perhaps before they were discarded: such a
-    /// claim counts once the node has all of the shard (again).
+    /// The node says that it sealed these: that counts once it has them, by what it reported before. (It may have sealed
+    /// what it was since told to discard.)
     pub(crate) fn seal(&mut self, node: NodeId, mut shards: RunSet) {
         shards.remove_range(self.layout.shards()..u32::MAX);
-        let doubtful: Vec<ShardNo> = self.sums.disputes.keys().copied().filter(|&s| shards.contains(s)).collect();
-        for shard in doubtful {
-            shards.remove_range(shard..shard + 1);
-            self.replica_entry(node).claimed.insert(shard);
-        }
-        self.replica_entry(node).sealed.union_with(&shards);
+        self.replica_entry(node).claimed.union_with(&shards);
         self.settle_claims(node);
     }
 

@@ -41,7 +41,8 @@ impl Core {
                 Source::Peer(_) => core.counters.peer_bytes += bytes,
             }
             core.learn_pace(ds, now, &flight, source);
-            if flight.source == Source::Origin && !ds.checkable(flight.extent) {
+            // Also from a peer: it had it already, read under an order of a coordinator that is gone.
+            if !ds.checkable(flight.extent) {
                 core.unreported(ds, now, flight.extent, node);
                 return Some(true);
             }
@@ -199,15 +200,7 @@ impl Core {
         let taken = known
             && self
                 .with(dataset, |core, ds| {
-                    let mut shards = shards.clone();
-                    shards.remove_range(ds.layout.shards()..u32::MAX);
                     ds.seal(node, shards.clone());
-                    for run in shards.runs() {
-                        let pieces = ds.layout.shard_pieces(run.start).start..ds.layout.shard_pieces(run.end - 1).end;
-                        for e in ds.extents_in(pieces) {
-                            core.infer(ds, e, node);
-                        }
-                    }
                     if ds.complete_on(node) {
                         core.judge_stages(now, ds);
                     }
@@ -219,18 +212,6 @@ impl Core {
         }
         if moved {
             self.serve_all(now);
-        }
-    }
-
-    /// A node that sealed all shards of an extent has it, whether or not an order said so.
-    fn infer(&mut self, ds: &mut Dataset, e: ExtentNo, node: NodeId) {
-        let extent = &ds.extents[e as usize];
-        if extent.have.get(node.0) || extent.failed {
-            return;
-        }
-        let shards = ds.layout.shard_of(extent.pieces.start)..ds.layout.shard_of(extent.pieces.end - 1) + 1;
-        if ds.replica(node).is_some_and(|r| r.sealed.contains_range(shards)) {
-            ds.gain(e, node);
         }
     }
 }

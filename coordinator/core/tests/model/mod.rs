@@ -627,6 +627,14 @@ impl World {
                 n.unverified.remove_range(pieces.clone());
                 n.sealed.remove_range(shard..shard + 1);
                 n.asked.retain(|p, _| !pieces.contains(p));
+                // Orders that it had of them end.
+                let touched =
+                    |o: &Order| o.assignment.pieces.start < pieces.end && pieces.start < o.assignment.pieces.end;
+                let ended: Vec<_> =
+                    n.orders.iter().filter(|o| touched(o)).map(|o| (o.assignment.id, o.assignment.source)).collect();
+                for (id, source) in ended {
+                    self.fail(node, id, FailureKind::Cancelled, source);
+                }
             }
             Action::DropShards { shards, .. } => {
                 for shard in shards.iter() {
