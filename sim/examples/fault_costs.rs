@@ -1,7 +1,6 @@
 //! What each kind of accident costs the nodes that nothing happened to, relative to the undisturbed run: `cargo run
 //! --release -p millstream-sim --example fault_costs [KIND]`. The cluster is that of `tests/small.rs`: 256 MiB, links
-//! that need 21 s for them. With `sweep` for KIND: other sizes, victims and times too, the worst of each kind (48 nodes
-//! have too few pieces there for a chain: those are trees).
+//! that need 21 s for them. With `sweep` for KIND: other sizes, victims and times too, the worst of each kind.
 
 #![allow(clippy::print_stdout, reason = "a tool for people to read")]
 

@@ -193,14 +193,14 @@ fn passing_origin_failures_are_retried_and_lasting_ones_end_the_shard() {
 #[test]
 fn a_stuck_lease_goes_to_another_node() {
     // Trees: in a chain it is the flow that tells.
-    let mut setup = Setup::new(8, 64, 1.0);
+    let mut setup = Setup::new(12, 64, 1.0);
     setup.core.lease_min_us = 100_000;
     let mut world = World::new(setup);
     world.stuck.insert(1);
     world.join_all();
     world.request_all();
     world.run(Time(200_000_000));
-    all_there(&world, (0..8).filter(|&n| n != 1));
+    all_there(&world, (0..12).filter(|&n| n != 1));
     assert!(world.notes.iter().any(|n| matches!(n, Note::LeaseExpired { node: NodeId(1), .. })));
 }
 
@@ -247,7 +247,7 @@ fn a_restarted_coordinator_reads_nothing_again() {
 #[test]
 fn what_nodes_hold_is_passed_on_and_not_read() {
     // A ring from the one node that has all, whatever its place in the line; trees.
-    for (nodes, pieces, at_most) in [(8, 1024, 1.02), (16, 512, 1.05), (16, 256, 1.08), (24, 256, 1.7)] {
+    for (nodes, pieces, at_most) in [(8, 1024, 1.02), (16, 512, 1.05), (16, 256, 1.08), (48, 256, 1.7)] {
         let mut world = World::new(Setup::new(nodes, pieces, 1.0));
         world.join_all();
         world.request(StageId(7), vec![4]);
