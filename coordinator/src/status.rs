@@ -19,6 +19,8 @@ use crate::nodes::Node;
 use crate::nodes::details::Rail;
 use crate::observe::alarms::Alarm;
 use crate::observe::events::Event;
+use crate::views::Blocking;
+use crate::views::datasets::NAMED_IN_LIST;
 
 /// Everything.
 #[derive(Clone, Debug, Serialize, ToSchema)]
@@ -151,7 +153,12 @@ pub(crate) struct StageStatus {
     priority: u32,
     pub(crate) state: &'static str,
     pub(crate) bytes_total: u64,
+    /// Verified; once it is done all of it, whatever was lost since: `lacking` says where.
     pub(crate) bytes_ready: u64,
+    /// Its nodes that lack some of it now and that it does not wait for: lost after it was done, refused, or down.
+    nodes_lacking: u32,
+    /// The first of those.
+    lacking: Vec<Blocking>,
     pub(crate) origin_bytes: u64,
     started_at: String,
     pub(crate) elapsed_s: f64,
@@ -365,6 +372,7 @@ impl State {
         let elapsed_s = seconds(view.elapsed_us);
         let bound_s = view.bound_us.map(seconds);
         let rate = moved as f64 / elapsed_s.max(0.001);
+        let lacking = view.lacking.iter().take(NAMED_IN_LIST).filter_map(|&n| self.core.replica(view.dataset, n));
         Some(StageStatus {
             id: stage.record.id,
             dataset: self.dataset_name(stage.dataset),
@@ -378,6 +386,8 @@ impl State {
             state: view.state,
             bytes_total: view.bytes_total,
             bytes_ready: view.bytes_ready,
+            nodes_lacking: view.lacking.len() as u32,
+            lacking: lacking.map(|r| self.blocking(now, view.dataset, &r)).collect(),
             origin_bytes: view.origin_bytes,
             started_at: timestamp(stage.record.created_unix_s),
             elapsed_s,

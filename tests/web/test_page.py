@@ -440,3 +440,22 @@ def test_at_the_end_the_page_says_what_status_says(halfway, open_page, shots):
     page.goto(halfway.url + f"#/datasets/{DATASET}")
     expect(page.locator("#map .legend")).to_contain_text(f"ready {3 * SHARDS}")
     shots(page, "dataset-ready")
+
+
+def test_what_was_done_stays_done_and_names_the_node_that_went(halfway, open_page, shots):
+    page = open_page(halfway, "#/")
+    row = page.locator("#stages tbody tr").first
+    whole = f"done · 100 % of {size(3 * SHARDS * SHARD_BYTES)}"
+    expect(row).to_contain_text(whole)
+    expect(row).not_to_contain_text("missing")
+    halfway.agents["node3"].kill()
+    expect(row).to_contain_text("now missing on node3: its agent is not connected, for")
+    expect(row).to_contain_text(whole)
+    expect(page.locator("#headline")).to_contain_text("ready on 2 of 3 nodes; waiting for node3")
+    shots(page, "overview-node-gone")
+    stage = halfway.status()["stages"][0]
+    assert (stage["state"], stage["bytes_ready"]) == ("done", stage["bytes_total"])
+    assert [b["node"] for b in stage["lacking"]] == ["node3"] and stage["nodes_lacking"] == 1
+    halfway.agents["node3"].start()
+    expect(row).not_to_contain_text("missing")
+    expect(page.locator("#headline")).to_contain_text("everything that was staged is ready")

@@ -273,9 +273,9 @@ impl Core {
             for &node in &stage.nodes {
                 let refused = ds.replica(node).is_some_and(|r| r.refused.is_some());
                 if refused || !ds.complete_on(node) {
-                    let gone = self.nodes.get(node).is_some_and(|n| n.seen && n.state == NodeState::Down);
-                    bad |= refused || gone;
-                    waiting |= !refused && !gone;
+                    let given_up = self.given_up(ds, node);
+                    bad |= given_up;
+                    waiting |= !given_up;
                     if waiting {
                         break;
                     }
@@ -301,6 +301,12 @@ impl Core {
                 self.note(Note::StageFinished { stage: id, ok: state == StageState::Done });
             }
         }
+    }
+
+    /// Nothing is waited for there: the node cannot or shall not have it, or was here and is down.
+    pub(crate) fn given_up(&self, ds: &Dataset, node: NodeId) -> bool {
+        ds.replica(node).is_some_and(|r| r.refused.is_some())
+            || self.nodes.get(node).is_some_and(|n| n.seen && n.state == NodeState::Down)
     }
 
     pub(crate) fn node_refused(&mut self, now: Time, node: NodeId, dataset: DatasetId, reason: String) {

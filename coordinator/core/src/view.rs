@@ -91,9 +91,11 @@ pub struct StageView {
     pub state: &'static str,
     /// Bytes wanted on all nodes together.
     pub bytes_total: u64,
-    /// Of those, verified.
+    /// Of those, verified; all of them once it was done, whatever was lost since: `lacking` says where.
     pub bytes_ready: u64,
-    /// Of those, there already when it began.
+    /// Its nodes that lack some of it and that it does not wait for: lost after it was done, refused, or down.
+    pub lacking: Vec<NodeId>,
+    /// Of `bytes_ready`, there already when it began.
     pub bytes_found: u64,
     /// Bytes that its nodes read from the origin since it began.
     pub origin_bytes: u64,

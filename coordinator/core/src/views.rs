@@ -119,7 +119,9 @@ impl Core {
 
     fn view_stage(&self, stage: &Stage, now: Time) -> StageView {
         let ds = self.dataset(stage.dataset);
-        let (total, ready) = ds.map_or((0, 0), |ds| (self.total_bytes(ds, stage), self.ready_of(ds, stage)));
+        let total = ds.map_or(0, |ds| self.total_bytes(ds, stage));
+        // What is done stays done: a node that is lost later takes nothing back of what was achieved.
+        let ready = if stage.state == StageState::Done { total } else { ds.map_or(0, |ds| self.ready_of(ds, stage)) };
         let origin = ds.map_or(0, |ds| stage.origin_end.unwrap_or(ds.origin_bytes) - stage.origin_base);
         let elapsed_us = stage.ended.unwrap_or(now).since(stage.started);
         let moved = ready.saturating_sub(stage.ready_base);
@@ -135,6 +137,7 @@ impl Core {
             state: stage.state.as_str(),
             bytes_total: total,
             bytes_ready: ready,
+            lacking: ds.map_or_else(Vec::new, |ds| self.lacking(ds, stage)),
             bytes_found: stage.ready_base.min(ready),
             origin_bytes: origin,
             elapsed_us,
@@ -142,6 +145,16 @@ impl Core {
             bound_us,
             bound_by,
         }
+    }
+
+    fn lacking(&self, ds: &Dataset, stage: &Stage) -> Vec<NodeId> {
+        let awaited = |node| stage.state == StageState::Running && !self.given_up(ds, node);
+        let there = |node| {
+            let wanted = stage.wants(node);
+            ds.replica(node).is_some_and(|r| wanted.overlap(&r.sealed) == wanted.count(ds.layout.shards()))
+        };
+        let nodes = if stage.state == StageState::Cancelled { &[] } else { stage.nodes.as_slice() };
+        nodes.iter().copied().filter(|&n| !awaited(n) && !there(n)).collect()
     }
 
     /// T* = max(D/S, D/B, N·D/(S + N·B)), from measured rates. Disks are not measured apart from links.

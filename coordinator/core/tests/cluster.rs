@@ -108,6 +108,35 @@ fn a_node_that_comes_back_gets_the_rest() {
 }
 
 #[test]
+fn what_was_done_stays_done_and_names_the_node_that_went() {
+    let mut setup = Setup::new(3, 64, 1.0);
+    setup.core.down_us = 50_000;
+    let mut world = started(setup);
+    world.at(Time(10_000), "kill", 1);
+    world.pass(5_000_000);
+    let stage = |world: &World| world.core.stage(STAGE, world.now).expect("the stage");
+    let failed = stage(&world);
+    assert_eq!((failed.state, failed.lacking.as_slice()), ("failed", [NodeId(1)].as_slice()));
+    assert!(failed.bytes_ready < failed.bytes_total);
+    let now = world.now;
+    world.at(now, "revive", 1);
+    world.pass(5_000_000);
+    let done = stage(&world);
+    assert_eq!((done.state, done.bytes_ready, done.lacking.as_slice()), ("done", done.bytes_total, [].as_slice()));
+
+    let now = world.now;
+    world.at(now, "kill", 2);
+    world.pass(1_000_000);
+    let later = stage(&world);
+    assert_eq!((later.state, later.bytes_ready, later.elapsed_us), ("done", done.bytes_ready, done.elapsed_us));
+    assert_eq!(later.lacking, [NodeId(2)], "what it achieved, and where it is gone");
+    let now = world.now;
+    world.at(now, "revive", 2);
+    world.pass(5_000_000);
+    assert_eq!(stage(&world), done);
+}
+
+#[test]
 fn a_slow_uplink_costs_little() {
     let setup = Setup::new(8, 4096, 1.0);
     let bound = setup.bound();

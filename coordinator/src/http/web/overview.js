@@ -60,8 +60,10 @@ export const stageColumns = [
       el(
         "div",
         {},
-        state(s.state, `${s.state} · ${percent(s.bytes_ready, s.bytes_total)} of ${bytes(s.bytes_total)}`),
-        s.state === "running" ? bar(s.bytes_ready, s.bytes_total, `Stage ${s.id}`) : null,
+        state(s.state, s.placement === "window" ? `${s.state} · as readers need it` : `${s.state} · ${percent(s.bytes_ready, s.bytes_total)} of ${bytes(s.bytes_total)}`),
+        s.state === "running" && s.bytes_total ? bar(s.bytes_ready, s.bytes_total, `Stage ${s.id}`) : null,
+        ...s.lacking.map((b) => el("div", {}, state("warning", "now missing on "), el("a", { href: link("nodes", b.node), "data-key": `l-${s.id}-${b.node}` }, b.node), `: ${b.reason || b.state}`)),
+        s.nodes_lacking > s.lacking.length ? el("div", { class: "soft" }, `and on ${count(s.nodes_lacking - s.lacking.length, "more node")}`) : null,
       ),
   },
   { head: "Nodes", number: true, minor: true, cell: (s) => String(s.nodes.length) },

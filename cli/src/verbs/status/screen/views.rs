@@ -9,8 +9,8 @@ use serde_json::Value;
 
 use super::Screen;
 use super::words::{
-    alarm, bytes, count, counted, dim, failure, items, keeper, legend, links, map_row, mark, number, rail, right,
-    stage, text, titled,
+    alarm, bytes, count, counted, dim, failure, items, keeper, lacking, legend, links, map_row, mark, number, rail,
+    right, stage, text, titled,
 };
 
 /// A list in which rows are selected.
@@ -44,11 +44,13 @@ impl Screen {
         let alarms: Vec<Line<'_>> = items(o, "/alarms").iter().map(alarm).collect();
         let stages: Vec<Row<'_>> = items(o, "/stages/items").iter().map(stage).collect();
         let most = area.height / 3;
-        let [head, alarm_area, datasets, stage_area] = Layout::vertical([
+        let gaps: Vec<Line<'_>> = items(o, "/stages/items").iter().flat_map(lacking).take(3).collect();
+        let [head, alarm_area, datasets, stage_area, gap_area] = Layout::vertical([
             Constraint::Length(3),
             Constraint::Length(if alarms.is_empty() { 0 } else { (height(&alarms, area.width) + 2).min(most) }),
             Constraint::Min(4),
             Constraint::Length((stages.len() as u16 + 3).min(most)),
+            Constraint::Length(height(&gaps, area.width).min(most)),
         ])
         .areas(area);
         let t = |field: &str| bytes(o, &format!("/totals/rate_bytes_per_s/{field}"));
@@ -99,6 +101,7 @@ impl Screen {
             Table::new(stages, widths).header(heads).block(titled(counted("Stages", o, "/stages"))),
             stage_area,
         );
+        frame.render_widget(Paragraph::new(gaps).wrap(Wrap { trim: true }), gap_area);
     }
 
     pub(super) fn dataset(&self, frame: &mut Frame<'_>, area: Rect) {
@@ -118,7 +121,11 @@ impl Screen {
         let [head, map, bad, nodes] = Layout::vertical([
             Constraint::Length(height(&words, area.width)),
             Constraint::Length(rows.len() as u16 + 2),
-            Constraint::Length(if failures.is_empty() { 0 } else { failures.len() as u16 + 2 }),
+            Constraint::Length(if failures.is_empty() {
+                0
+            } else {
+                (height(&failures, area.width) + 2).min(area.height / 3)
+            }),
             Constraint::Min(4),
         ])
         .areas(area);
@@ -129,7 +136,7 @@ impl Screen {
             count(m, "/shards_per_column", "shard")
         );
         frame.render_widget(Paragraph::new(rows.iter().map(map_row).collect::<Vec<_>>()).block(titled(title)), map);
-        frame.render_widget(Paragraph::new(failures).block(titled("Failures".into())), bad);
+        frame.render_widget(Paragraph::new(failures).wrap(Wrap { trim: true }).block(titled("Failures".into())), bad);
         let rows = items(self.document("nodes"), "/items").iter().map(|n| {
             let share = format!("{} %", text(n, "/percent"));
             vec![
