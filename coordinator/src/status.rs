@@ -14,7 +14,7 @@ use crate::datasets::Dataset;
 use crate::driver::State;
 use crate::driver::state::Stage;
 use crate::failure::RequestError;
-use crate::limits::NOTICES_MAX;
+use crate::limits::{NO_ETA_AFTER_S, NOTICES_MAX};
 use crate::nodes::Node;
 use crate::nodes::details::Rail;
 use crate::observe::alarms::Alarm;
@@ -87,6 +87,8 @@ pub(crate) struct Disk {
     pub(crate) used_bytes: u64,
     pinned_bytes: u64,
     partial_bytes: u64,
+    /// Per second in which it was written to; 0: not measured yet.
+    write_bytes_per_s: u64,
 }
 
 #[derive(Clone, Debug, Serialize, ToSchema)]
@@ -277,6 +279,7 @@ impl State {
                 used_bytes: report.used_bytes,
                 pinned_bytes: report.pinned_bytes,
                 partial_bytes: report.partial_bytes,
+                write_bytes_per_s: report.disk_bytes_per_s,
             },
             received_bytes: Received {
                 origin: moved.received_origin,
@@ -372,6 +375,8 @@ impl State {
         let elapsed_s = seconds(view.elapsed_us);
         let bound_s = view.bound_us.map(seconds);
         let rate = moved as f64 / elapsed_s.max(0.001);
+        let stalled_s = self.observed.paces.get(&id).map(|pace| seconds(now.since(pace.since)));
+        let stalled_s = stalled_s.filter(|&s| s >= NO_ETA_AFTER_S);
         let lacking = view.lacking.iter().take(NAMED_IN_LIST).filter_map(|&n| self.core.replica(view.dataset, n));
         Some(StageStatus {
             id: stage.record.id,
@@ -391,16 +396,17 @@ impl State {
             origin_bytes: view.origin_bytes,
             started_at: timestamp(stage.record.created_unix_s),
             elapsed_s,
-            eta_s: view.eta_us.map(seconds),
+            eta_s: view.eta_us.map(seconds).filter(|_| stalled_s.is_none()),
             bound_s,
             bound_by: view.bound_by,
             ratio_to_bound: bound_s.filter(|&b| b > 0.0).map(|b| elapsed_s / b),
             bytes_found: view.bytes_found,
             dataset_bytes: self.datasets.get(stage.dataset).map_or(0, |d| d.manifest.layout().bytes()),
-            eta_basis: match view.eta_us {
-                Some(_) => format!("{}/s on all nodes together since it began", format_size(rate as u64)),
-                None if view.state == "running" => "nothing has arrived yet".into(),
-                None => String::new(),
+            eta_basis: match (view.eta_us, stalled_s) {
+                (Some(_), Some(s)) => format!("nothing has arrived for {s:.0} s"),
+                (Some(_), None) => format!("{}/s on all nodes together since it began", format_size(rate as u64)),
+                (None, _) if view.state == "running" => "nothing has arrived yet".into(),
+                (None, _) => String::new(),
             },
         })
     }

@@ -17,6 +17,7 @@ use super::dir::Dir;
 use super::error::{DatasetError, DiscardError, EvictError, OpenError, ReadError, WriteError};
 use super::io::{Engine, FileHandle, Purpose, run_blocking};
 use super::journal::Entry;
+use super::pace::{Pace, Written};
 use super::pins::{Holder, Keeper, Lease, Pins};
 use super::prepare::{Prepared, TRASH_PREFIX, prepare};
 use super::quota::{NoSpace, Quota, Usage};
@@ -78,6 +79,7 @@ pub struct Store {
     changing: tokio::sync::Mutex<()>,
     quota: Mutex<Quota>,
     pins: Pins,
+    pace: Pace,
     /// Locked as long as this agent lives.
     _lock: File,
 }
@@ -111,6 +113,7 @@ impl Store {
             changing: tokio::sync::Mutex::new(()),
             quota: Mutex::new(quota),
             pins,
+            pace: Pace::default(),
             _lock: lock,
         }))
     }
@@ -240,6 +243,11 @@ impl Store {
         self.pins.keeper(digest)
     }
 
+    /// Pieces that were written, and the time in which some were being written.
+    pub fn written(&self) -> Written {
+        self.pace.written()
+    }
+
     /// Writes a verified piece to its partial file, and then its journal entry. Writing it again does nothing.
     ///
     /// # Errors
@@ -270,10 +278,12 @@ impl Store {
             }
         }
         let disk = |error| WriteError::Disk { key: version.key(place.shard), piece, error };
+        let writing = self.pace.begin();
         let file = self.partial_file(&version, place.shard).await.map_err(disk)?;
         self.engine.write_piece(&file, place.offset, bytes).await.map_err(disk)?;
         let entry = Entry { shard: place.shard, piece, len: place.len, crc, from_origin };
         version.journal.append(&*self.engine, |out| entry.encode(digest, out)).await.map_err(disk)?;
+        writing.done(u64::from(place.len));
         let mut state = version.state();
         if !state.have.contains(piece) {
             state.add(piece, crc, from_origin);

@@ -186,6 +186,8 @@ pub(crate) struct Node {
     /// Origin leases it holds.
     pub(crate) leases: u32,
     pub(crate) rate_in: Meter,
+    /// Of its disk, per second of writing, as it says; zero: not measured.
+    pub(crate) disk_rate: f64,
     /// Its part in chains.
     pub(crate) flow: Flow,
     /// The sweep at which it was last sent to the end of the line.
@@ -223,6 +225,7 @@ impl Node {
             debit: 0,
             leases: 0,
             rate_in: Meter::default(),
+            disk_rate: 0.0,
             flow: Flow::default(),
             demoted: 0,
             was_poor: false,
@@ -326,7 +329,16 @@ impl Nodes {
 
     /// Median of the measured receiving rates; `None` before there are any.
     pub(crate) fn median_rate(&self) -> Option<f64> {
-        let mut rates: Vec<f64> = self.nodes.iter().map(|n| n.rate_in.rate).filter(|&r| r > 0.0).collect();
+        self.median(|n| n.rate_in.rate)
+    }
+
+    /// The same of their disks.
+    pub(crate) fn median_disk_rate(&self) -> Option<f64> {
+        self.median(|n| n.disk_rate)
+    }
+
+    fn median(&self, rate: impl Fn(&Node) -> f64) -> Option<f64> {
+        let mut rates: Vec<f64> = self.nodes.iter().map(rate).filter(|&r| r > 0.0).collect();
         if rates.is_empty() {
             return None;
         }

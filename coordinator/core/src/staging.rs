@@ -83,6 +83,7 @@ impl Core {
             origin_base: 0,
             ready_base: 0,
             origin_end: None,
+            bound_end: None,
             spread: Vec::new(),
         };
         self.with(dataset, |core, ds| {
@@ -288,6 +289,7 @@ impl Core {
                 (false, true) => StageState::Failed,
             };
             let changed = state != stage.state;
+            let bound = changed.then(|| self.bound(ds, stage));
             let Some(stage) = self.stages.get_mut(&id).filter(|_| changed) else {
                 continue;
             };
@@ -295,9 +297,11 @@ impl Core {
             if state == StageState::Running {
                 stage.ended = None;
                 stage.origin_end = None;
+                stage.bound_end = None;
             } else {
                 stage.ended = Some(now);
                 stage.origin_end = Some(ds.origin_bytes);
+                stage.bound_end = bound;
                 self.note(Note::StageFinished { stage: id, ok: state == StageState::Done });
             }
         }

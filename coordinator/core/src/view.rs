@@ -103,7 +103,8 @@ pub struct StageView {
     pub elapsed_us: u64,
     /// Microseconds that it still needs at the present rate; `None` before there is one.
     pub eta_us: Option<u64>,
-    /// T*: the lower bound, in microseconds, from measured rates; `None` before there are any.
+    /// T*: the lower bound, in microseconds, from the rates measured until it ended, for what was not there when it
+    /// began; `None` without rates, and where all was there.
     pub bound_us: Option<u64>,
     /// `origin`, `link` or `disk`.
     pub bound_by: &'static str,

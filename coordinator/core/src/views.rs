@@ -5,7 +5,8 @@ use millstream_types::{AssignmentId, Crc64, DatasetId, NodeId, PieceNo, StageId,
 use crate::Core;
 use crate::catalog::{Dataset, Wanted};
 use crate::event::{NodeState, Placement, ShardFailure};
-use crate::stage::{Stage, StageState};
+use crate::limits::DISK_BOUNDS_BELOW;
+use crate::stage::{Bound, Stage, StageState};
 use crate::view::{Counters, NodeView, ReplicaState, ReplicaView, StageView};
 
 impl Core {
@@ -80,7 +81,10 @@ impl Core {
         } else if shards_ready == shards_wanted && (bytes_ready > 0 || bytes == 0 || wanted) {
             (ReplicaState::Ready, String::new())
         } else if failed > 0 && shards_ready as usize + failed == shards_wanted as usize {
-            (ReplicaState::Failed, format!("{failed} shards failed"))
+            (
+                ReplicaState::Failed,
+                if failed == 1 { "1 shard failed".to_owned() } else { format!("{failed} shards failed") },
+            )
         } else if !wanted {
             let state = if bytes_ready > 0 { ReplicaState::Receiving } else { ReplicaState::Absent };
             (state, "not staged here".to_owned())
@@ -127,7 +131,11 @@ impl Core {
         let moved = ready.saturating_sub(stage.ready_base);
         let eta_us = (stage.state == StageState::Running && moved > 0)
             .then(|| (elapsed_us as f64 * (total - ready.min(total)) as f64 / moved as f64) as u64);
-        let (bound_us, bound_by) = self.bound(stage, total);
+        let (bound_us, bound_by) = match (stage.bound_end, ds) {
+            (Some(then), _) => then,
+            (None, Some(ds)) => self.bound(ds, stage),
+            (None, None) => (None, "origin"),
+        };
         StageView {
             stage: stage.id,
             dataset: stage.dataset,
@@ -157,16 +165,19 @@ impl Core {
         nodes.iter().copied().filter(|&n| !awaited(n) && !there(n)).collect()
     }
 
-    /// T* = max(D/S, D/B, N·D/(S + N·B)), from measured rates. Disks are not measured apart from links.
-    fn bound(&self, stage: &Stage, total: u64) -> (Option<u64>, &'static str) {
+    /// T* = max(D/S, D/min(B, W), N·D/(S + N·B)), from measured rates; D is what was not there when it began. What nodes
+    /// receive is min(B, W); which of both it is, the rate of writing says.
+    pub(crate) fn bound(&self, ds: &Dataset, stage: &Stage) -> Bound {
         let (origin, link) = (self.origin.meter.rate, self.nodes.median_rate());
-        let Some(link) = link.filter(|_| origin > 0.0) else {
+        let wanted = self.total_bytes(ds, stage).saturating_sub(stage.ready_base);
+        let Some(link) = link.filter(|_| origin > 0.0 && wanted > 0) else {
             return (None, "origin");
         };
+        let disk = self.nodes.median_disk_rate();
+        let node = if disk.is_some_and(|disk| disk < DISK_BOUNDS_BELOW * link) { "disk" } else { "link" };
         let nodes = stage.nodes.len().max(1) as f64;
-        let each = total as f64 / nodes;
-        let bounds =
-            [(each / origin, "origin"), (each / link, "link"), (nodes * each / (origin + nodes * link), "link")];
+        let each = wanted as f64 / nodes;
+        let bounds = [(each / origin, "origin"), (each / link, node), (nodes * each / (origin + nodes * link), node)];
         let (seconds, by) = bounds.into_iter().max_by(|a, b| a.0.total_cmp(&b.0)).unwrap_or((0.0, "origin"));
         (Some((seconds * 1e6) as u64), by)
     }

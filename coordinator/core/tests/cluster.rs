@@ -108,6 +108,24 @@ fn a_node_that_comes_back_gets_the_rest() {
 }
 
 #[test]
+fn what_bounds_a_stage_is_the_origin_the_links_or_the_disks() {
+    let by = |origin: f64, disk: f64| {
+        let setup = Setup::new(4, 512, origin);
+        let link = setup.link;
+        let mut world = World::new(setup);
+        world.disk_bytes_per_s = (disk * link) as u64;
+        world.join_all();
+        world.request_all();
+        world.run(LIMIT);
+        world.pass(2_000_000);
+        world.core.stage(STAGE, world.now).expect("the stage").bound_by
+    };
+    assert_eq!([by(0.25, 0.0), by(4.0, 0.0), by(4.0, 3.0)], ["origin", "link", "link"]);
+    assert_eq!(by(4.0, 1.0), "disk", "it writes all the time that it receives");
+    assert_eq!(by(0.25, 1.0), "origin");
+}
+
+#[test]
 fn what_was_done_stays_done_and_names_the_node_that_went() {
     let mut setup = Setup::new(3, 64, 1.0);
     setup.core.down_us = 50_000;
@@ -134,6 +152,14 @@ fn what_was_done_stays_done_and_names_the_node_that_went() {
     world.at(now, "revive", 2);
     world.pass(5_000_000);
     assert_eq!(stage(&world), done);
+    assert!(done.bound_us.is_some());
+    world.request(StageId(77), vec![0, 1, 2]);
+    let found = world.core.stage(StageId(77), world.now).expect("the other stage");
+    assert_eq!(
+        (found.state, found.bytes_found, found.bound_us),
+        ("done", found.bytes_total, None),
+        "nothing had to move"
+    );
 }
 
 #[test]

@@ -8,7 +8,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::datasets::DatasetItem;
-use super::{Page, Paging};
+use super::{Page, Paging, counted};
 use crate::driver::State;
 use crate::driver::state::unix_ms;
 use crate::nodes::Moved;
@@ -70,7 +70,7 @@ struct Totals {
     rate_bytes_per_s: BySource,
     /// Of what stages wanted, there already when they began.
     found_bytes: u64,
-    /// Read from the origin by stages, over the bytes of their versions: 1.0 is once per cluster. Absent without any.
+    /// Read from the origin by stages, over the bytes of their versions, each once: 1.0 is once per cluster. Absent without any.
     origin_over_dataset: Option<f64>,
     alarms: u32,
     alarms_error: u32,
@@ -130,12 +130,15 @@ impl State {
         let views = self.core.nodes(now);
         let recent = self.observed.history.recent();
         // Of those shown: the newest ones say what happens now.
-        let (mut origin, mut bytes, mut found) = (0, 0, 0);
+        let (mut origin, mut found) = (0, 0);
+        // A version that several stages want is wanted once from the origin.
+        let mut versions = BTreeMap::new();
         for stage in &stages.items {
             origin += stage.origin_bytes;
-            bytes += stage.dataset_bytes;
             found += stage.bytes_found;
+            versions.insert(&stage.dataset, stage.dataset_bytes);
         }
+        let bytes: u64 = versions.values().sum();
         let alarms = &self.observed.alarms;
         Totals {
             nodes: views.len() as u32,
@@ -230,13 +233,17 @@ fn headline(totals: &Totals, alarms: &[Alarm], datasets: &[DatasetItem]) -> Head
         None if totals.alarms_error > 0 => ("error", alarms.first().map(|a| a.text.clone()).unwrap_or_default()),
         None if datasets.is_empty() => ("empty", "no dataset is registered yet".to_owned()),
         None => {
-            let held = datasets.iter().filter(|d| d.verdict.state == "ready").count();
+            let staged = datasets.iter().any(|d| d.verdict.state == "ready");
             let used = format_size(totals.used_bytes);
-            let text = format!(
-                "everything that was staged is ready ({held} datasets shown, {used} on {} nodes)",
-                totals.nodes_up
-            );
-            (if totals.alarms > 0 { "warning" } else { "ok" }, text)
+            let place = counted(totals.nodes.into(), "node");
+            let text = match staged {
+                true => format!("everything that was staged is ready ({used} on {place})"),
+                false => "nothing is staged".to_owned(),
+            };
+            match alarms.first() {
+                Some(alarm) => ("warning", format!("{text}; {}", alarm.text)),
+                None => (if staged { "ok" } else { "empty" }, text),
+            }
         }
     };
     Headline { state, text }

@@ -160,6 +160,8 @@ pub struct World {
     /// Shards that the origin no longer has as they were.
     pub origin_lacks: RunSet,
     pub readers: BTreeMap<u32, Loader>,
+    /// What heartbeats say of disks.
+    pub disk_bytes_per_s: u64,
     core_down: bool,
     ticking: bool,
     scripted: u32,
@@ -198,6 +200,7 @@ impl World {
             discarded: 0,
             origin_lacks: RunSet::new(),
             readers: BTreeMap::new(),
+            disk_bytes_per_s: 0,
             core_down: false,
             ticking: false,
             scripted: 0,
@@ -469,7 +472,12 @@ impl World {
                         if self.nodes[node as usize].alive && self.nodes[node as usize].up {
                             self.core.handle_event(
                                 self.now,
-                                Event::Heartbeat { node: NodeId(node), used_bytes: 0, capacity_bytes: 0 },
+                                Event::Heartbeat {
+                                    node: NodeId(node),
+                                    used_bytes: 0,
+                                    capacity_bytes: 0,
+                                    disk_bytes_per_s: self.disk_bytes_per_s,
+                                },
                             );
                         }
                     }

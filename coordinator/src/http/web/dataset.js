@@ -160,6 +160,7 @@ export const dataset = {
             ? panel("Wrong bytes that nobody saw", { id: "mended", json: base, note: "noticed, thrown away and fetched again; newest first" }, table("Wrong bytes that nobody saw", mendedColumns, d.mended))
             : el("span", { hidden: true }),
       },
+      { watches: [base], render: ([d]) => panel("Stages", { id: "stages", json: base }, table("Stages", stageColumns, d.stages, { empty: `None: millstream stage ${d.dataset}`, key: (s) => s.id })) },
       {
         watches: [mapWatch],
         render: ([m], { again }, box) => {
@@ -225,7 +226,6 @@ export const dataset = {
           return panel("Shards", { id: "shards", json: shardsWatch }, tools, table("Shards", shardColumns, page.items, { empty: "None.", key: (s) => s.shard }));
         },
       },
-      { watches: [base], render: ([d]) => panel("Stages", { id: "stages", json: base }, table("Stages", stageColumns, d.stages, { empty: `None: millstream stage ${d.dataset}`, key: (s) => s.id })) },
       { render: () => el("p", {}, el("a", { href: link("events", "", { dataset: argument }) }, `Events about ${argument}`)) },
     ];
   },
