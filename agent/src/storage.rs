@@ -15,7 +15,6 @@ pub mod io;
 pub mod journal;
 mod log;
 mod manifests;
-mod pace;
 mod pins;
 mod prepare;
 mod quota;
@@ -26,7 +25,6 @@ mod store;
 mod version;
 
 pub use error::{BadShard, DatasetError, DiscardError, EvictError, OpenError, ReadError, SealError, WriteError};
-pub use pace::Written;
 pub use pins::{Holder, Keeper, Lease};
 pub use quota::{NoSpace, Usage};
 pub use store::{OpenedDataset, Store, StoreConfig};

@@ -66,6 +66,8 @@ pub(crate) struct NodeStatus {
     pub(crate) received_bytes: Received,
     pub(crate) sent_bytes: Sent,
     pub(crate) rate_bytes_per_s: Rate,
+    /// What its link gives, per second in which pieces of peers were arriving over TCP; 0: not measured yet.
+    link_bytes_per_s: u64,
     pub(crate) fallbacks: Vec<Fallback>,
     /// What went over each RDMA device, as the agent and as the device counts it.
     pub(crate) rails: Vec<Rail>,
@@ -279,7 +281,7 @@ impl State {
                 used_bytes: report.used_bytes,
                 pinned_bytes: report.pinned_bytes,
                 partial_bytes: report.partial_bytes,
-                write_bytes_per_s: report.disk_bytes_per_s,
+                write_bytes_per_s: report.disk.bytes_per_s,
             },
             received_bytes: Received {
                 origin: moved.received_origin,
@@ -287,6 +289,7 @@ impl State {
                 tcp: moved.received_tcp,
             },
             sent_bytes: Sent { rdma: moved.sent_rdma, tcp: moved.sent_tcp },
+            link_bytes_per_s: report.link.bytes_per_s,
             rate_bytes_per_s: Rate { r#in: report.in_bytes_per_s, out: report.out_bytes_per_s },
             checksum_failures: moved.checksum_failures,
             quarantined_s: view.as_ref().map_or(0.0, |v| seconds(v.quarantined_us)),

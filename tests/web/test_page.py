@@ -139,6 +139,8 @@ def compare_node(page, cluster, node):
     shown = facts(page, "facts")
     assert (shown["Address"], shown["Agent"]) == (node["address"], node["agent_version"])
     assert shown["I/O engine"].split(" ")[0] == node["io"] and shown["Labels"] == "rack=r1"
+    link = node["link_bytes_per_s"]
+    assert shown["Link, while peers send"] == (f"{size(link)}/s" if link else "not measured yet")
     assert shown["Local hits"].startswith(size(node["local_hit_bytes"]))
     disk = facts(page, "disk")
     assert disk["pinned or leased"] == size(node["disk"]["pinned_bytes"]), disk
@@ -153,8 +155,11 @@ def test_in_the_middle_the_page_says_what_status_says(halfway, open_page):
     page = open_page(halfway)
     compare(page, halfway)
     page.goto(halfway.url + "#/")
+    row = page.locator('#stages tr[data-row="1"]')
     # What came before is no measure of when it will be over.
-    expect(page.locator('#stages tr[data-row="1"]')).to_contain_text("–\nnothing has arrived for", use_inner_text=True)
+    expect(row).to_contain_text("–\nnothing has arrived for", use_inner_text=True)
+    # Links and disks could do more than the origin, which was held back.
+    expect(row).to_contain_text("origin · T* ")
 
 
 VIEWS = {

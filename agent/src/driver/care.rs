@@ -38,7 +38,7 @@ impl Driver {
         let errors = c.last_errors();
         let fallbacks = c.fallbacks().into_iter();
         let fallbacks = fallbacks.map(|((from, to, reason), count)| v1::Fallback { from, to, reason, count }).collect();
-        let written = self.parts.store.written();
+        let (written, arrived) = (self.parts.store.written(), self.parts.transport.arriving());
         let heartbeat = v1::Heartbeat {
             received_origin_bytes: c.received_origin.get(),
             received_tcp_bytes: c.received_tcp.get(),
@@ -58,7 +58,9 @@ impl Driver {
             last_errors: errors.into_iter().map(|(text, _)| text).collect(),
             local_hit_bytes: c.local_hits.get(),
             written_bytes: written.bytes,
-            writing_us: u64::try_from(written.time.as_micros()).unwrap_or(u64::MAX),
+            writing_us: written.micros(),
+            arrived_bytes: arrived.bytes,
+            arriving_us: arrived.micros(),
         };
         self.send(Body::Heartbeat(heartbeat));
         self.tell_details();

@@ -17,13 +17,13 @@ use super::dir::Dir;
 use super::error::{DatasetError, DiscardError, EvictError, OpenError, ReadError, WriteError};
 use super::io::{Engine, FileHandle, Purpose, run_blocking};
 use super::journal::Entry;
-use super::pace::{Pace, Written};
 use super::pins::{Holder, Keeper, Lease, Pins};
 use super::prepare::{Prepared, TRASH_PREFIX, prepare};
 use super::quota::{NoSpace, Quota, Usage};
 use super::restart;
 use super::version::{OpenFiles, Use, Version};
 use crate::buffers::Arena;
+use crate::pace::{Moved, Pace};
 use crate::piece::{Served, Verified};
 
 /// Where and how much.
@@ -79,7 +79,7 @@ pub struct Store {
     changing: tokio::sync::Mutex<()>,
     quota: Mutex<Quota>,
     pins: Pins,
-    pace: Pace,
+    pace: Arc<Pace>,
     /// Locked as long as this agent lives.
     _lock: File,
 }
@@ -113,7 +113,7 @@ impl Store {
             changing: tokio::sync::Mutex::new(()),
             quota: Mutex::new(quota),
             pins,
-            pace: Pace::default(),
+            pace: Arc::default(),
             _lock: lock,
         }))
     }
@@ -244,8 +244,8 @@ impl Store {
     }
 
     /// Pieces that were written, and the time in which some were being written.
-    pub fn written(&self) -> Written {
-        self.pace.written()
+    pub fn written(&self) -> Moved {
+        self.pace.moved()
     }
 
     /// Writes a verified piece to its partial file, and then its journal entry. Writing it again does nothing.

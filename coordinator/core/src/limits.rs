@@ -31,9 +31,9 @@ pub const ASSIGNMENTS_PER_S: u64 = 100_000;
 /// Largest placement group of small shards.
 pub const GROUP_BYTES_MAX: u64 = 256 << 20;
 
-/// What a node receives comes through its link and onto its disk: a disk that is hardly faster than that is what bounds
-/// it, because then it is writing nearly all of the time.
-pub const DISK_BOUNDS_BELOW: f64 = 1.1;
+/// The origin gives no more than is taken: only where it gives less than a node could take by this factor is it what
+/// bounds a stage.
+pub const ORIGIN_BOUNDS_ABOVE: f64 = 1.1;
 
 // ------------------------------------------------------------------ planning
 

@@ -186,7 +186,8 @@ pub(crate) struct Node {
     /// Origin leases it holds.
     pub(crate) leases: u32,
     pub(crate) rate_in: Meter,
-    /// Of its disk, per second of writing, as it says; zero: not measured.
+    /// What its link and its disk can do, as it says; zero: not measured.
+    pub(crate) link_rate: f64,
     pub(crate) disk_rate: f64,
     /// Its part in chains.
     pub(crate) flow: Flow,
@@ -225,6 +226,7 @@ impl Node {
             debit: 0,
             leases: 0,
             rate_in: Meter::default(),
+            link_rate: 0.0,
             disk_rate: 0.0,
             flow: Flow::default(),
             demoted: 0,
@@ -332,7 +334,11 @@ impl Nodes {
         self.median(|n| n.rate_in.rate)
     }
 
-    /// The same of their disks.
+    /// The same of what their links can do, and their disks.
+    pub(crate) fn median_link_rate(&self) -> Option<f64> {
+        self.median(|n| n.link_rate)
+    }
+
     pub(crate) fn median_disk_rate(&self) -> Option<f64> {
         self.median(|n| n.disk_rate)
     }

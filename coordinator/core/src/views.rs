@@ -5,7 +5,7 @@ use millstream_types::{AssignmentId, Crc64, DatasetId, NodeId, PieceNo, StageId,
 use crate::Core;
 use crate::catalog::{Dataset, Wanted};
 use crate::event::{NodeState, Placement, ShardFailure};
-use crate::limits::DISK_BOUNDS_BELOW;
+use crate::limits::ORIGIN_BOUNDS_ABOVE;
 use crate::stage::{Bound, Stage, StageState};
 use crate::view::{Counters, NodeView, ReplicaState, ReplicaView, StageView};
 
@@ -165,20 +165,21 @@ impl Core {
         nodes.iter().copied().filter(|&n| !awaited(n) && !there(n)).collect()
     }
 
-    /// T* = max(D/S, D/min(B, W), N·D/(S + N·B)), from measured rates; D is what was not there when it began. What nodes
-    /// receive is min(B, W); which of both it is, the rate of writing says.
+    /// T* = max(D/S, D/min(B, W), N·D/(S + N·min(B, W))), from measured rates; D is what was not there when it began.
     pub(crate) fn bound(&self, ds: &Dataset, stage: &Stage) -> Bound {
-        let (origin, link) = (self.origin.meter.rate, self.nodes.median_rate());
+        let origin = self.origin.meter.rate;
+        // What nodes receive is no more than what they are sent; it stands in where their links say nothing of themselves.
+        let link = self.nodes.median_link_rate().or_else(|| self.nodes.median_rate());
         let wanted = self.total_bytes(ds, stage).saturating_sub(stage.ready_base);
         let Some(link) = link.filter(|_| origin > 0.0 && wanted > 0) else {
             return (None, "origin");
         };
-        let disk = self.nodes.median_disk_rate();
-        let node = if disk.is_some_and(|disk| disk < DISK_BOUNDS_BELOW * link) { "disk" } else { "link" };
+        let disk = self.nodes.median_disk_rate().unwrap_or(f64::INFINITY);
+        let (node, by) = if disk < link { (disk, "disk") } else { (link, "link") };
         let nodes = stage.nodes.len().max(1) as f64;
         let each = wanted as f64 / nodes;
-        let bounds = [(each / origin, "origin"), (each / link, node), (nodes * each / (origin + nodes * link), node)];
-        let (seconds, by) = bounds.into_iter().max_by(|a, b| a.0.total_cmp(&b.0)).unwrap_or((0.0, "origin"));
+        let seconds = (each / origin).max(each / node).max(nodes * each / (origin + nodes * node));
+        let by = if node > ORIGIN_BOUNDS_ABOVE * origin { "origin" } else { by };
         (Some((seconds * 1e6) as u64), by)
     }
 
@@ -219,6 +220,11 @@ impl Core {
     /// The version of an assignment that a node works on.
     pub fn assigned_dataset(&self, assignment: AssignmentId, node: NodeId) -> Option<DatasetId> {
         Some(self.flights.get(self.flights.find(assignment, node)?)?.dataset)
+    }
+
+    /// Bytes of a version that nodes read from the origin, as reported.
+    pub fn origin_bytes(&self, dataset: DatasetId) -> u64 {
+        self.dataset(dataset).map_or(0, |ds| ds.origin_bytes)
     }
 
     /// Shards of a version that failed for good.

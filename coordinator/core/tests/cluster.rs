@@ -109,20 +109,27 @@ fn a_node_that_comes_back_gets_the_rest() {
 
 #[test]
 fn what_bounds_a_stage_is_the_origin_the_links_or_the_disks() {
-    let by = |origin: f64, disk: f64| {
+    let by = |origin: f64, rates: [f64; 2]| {
         let setup = Setup::new(4, 512, origin);
         let link = setup.link;
         let mut world = World::new(setup);
-        world.disk_bytes_per_s = (disk * link) as u64;
+        world.rates = rates.map(|rate| (rate * link) as u64);
         world.join_all();
+        // Until heartbeats have told them.
+        world.pass(2_000_000);
         world.request_all();
         world.run(LIMIT);
-        world.pass(2_000_000);
-        world.core.stage(STAGE, world.now).expect("the stage").bound_by
+        let stage = world.core.stage(STAGE, world.now).expect("the stage");
+        (
+            stage.bound_by,
+            (stage.bound_us.expect("rates") as f64 / 1e6 * link / world.setup.bytes() as f64 * 10.0).round(),
+        )
     };
-    assert_eq!([by(0.25, 0.0), by(4.0, 0.0), by(4.0, 3.0)], ["origin", "link", "link"]);
-    assert_eq!(by(4.0, 1.0), "disk", "it writes all the time that it receives");
-    assert_eq!(by(0.25, 1.0), "origin");
+    assert_eq!(by(0.25, [1.0, 0.0]), ("origin", 40.0), "tenths of what the link alone takes");
+    assert_eq!(by(4.0, [1.0, 0.0]), ("link", 10.0), "the origin gives no more than the first node takes");
+    assert_eq!(by(4.0, [1.0, 3.0]).0, "link");
+    assert_eq!(by(4.0, [1.0, 0.5]), ("disk", 20.0));
+    assert_eq!(by(0.25, [1.0, 0.5]).0, "origin");
 }
 
 #[test]

@@ -163,8 +163,12 @@ impl State {
             let text = format!("{name} received bytes that do not match their checksum ({})", counted(new, "time"));
             self.tell(Telling::new(Kind::Checksum, Severity::Error, text).node(name));
         }
-        let disk_bytes_per_s = self.nodes.get(node).map_or(0, |n| n.report.disk_bytes_per_s);
-        self.core.handle_event(now, Event::Heartbeat { node, used_bytes, capacity_bytes, disk_bytes_per_s });
+        let speeds = self.nodes.get(node).map(|n| (n.report.link.bytes_per_s, n.report.disk.bytes_per_s));
+        let (link_bytes_per_s, disk_bytes_per_s) = speeds.unwrap_or_default();
+        self.core.handle_event(
+            now,
+            Event::Heartbeat { node, used_bytes, capacity_bytes, link_bytes_per_s, disk_bytes_per_s },
+        );
         self.send(node, Order::HeartbeatAck(v1::HeartbeatAck { sequence }));
     }
 

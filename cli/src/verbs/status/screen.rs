@@ -177,6 +177,9 @@ impl Screen {
     }
 
     fn body(&self, frame: &mut Frame<'_>, area: Rect) {
+        if self.documents.is_empty() {
+            return frame.render_widget("Loading …", area);
+        }
         if let Some(error) = self.documents.values().find_map(|d| d.get("error")?.as_str()) {
             frame.render_widget(Paragraph::new(error.to_owned()).wrap(Wrap { trim: true }), area);
             return;
@@ -319,7 +322,10 @@ mod tests {
         screen.lost("no coordinator answers".into());
         assert!(shown(&screen, 80).contains("✕ no coordinator answers"));
         for view in [View::Overview, View::Nodes, View::Dataset("d".into()), View::Node("n".into())] {
-            shown(&Screen::new(view), 10);
+            let mut screen = Screen::new(view);
+            assert!(shown(&screen, 40).contains("Loading"));
+            screen.take(BTreeMap::from([("none".to_owned(), Value::Null)]));
+            shown(&screen, 10);
         }
         let wrong = json!({"error": "no node n1", "next": "", "code": 3});
         screen.take(BTreeMap::from([("node".to_owned(), wrong)]));

@@ -160,8 +160,8 @@ pub struct World {
     /// Shards that the origin no longer has as they were.
     pub origin_lacks: RunSet,
     pub readers: BTreeMap<u32, Loader>,
-    /// What heartbeats say of disks.
-    pub disk_bytes_per_s: u64,
+    /// What heartbeats say of links and disks.
+    pub rates: [u64; 2],
     core_down: bool,
     ticking: bool,
     scripted: u32,
@@ -200,7 +200,7 @@ impl World {
             discarded: 0,
             origin_lacks: RunSet::new(),
             readers: BTreeMap::new(),
-            disk_bytes_per_s: 0,
+            rates: [0, 0],
             core_down: false,
             ticking: false,
             scripted: 0,
@@ -476,7 +476,8 @@ impl World {
                                     node: NodeId(node),
                                     used_bytes: 0,
                                     capacity_bytes: 0,
-                                    disk_bytes_per_s: self.disk_bytes_per_s,
+                                    link_bytes_per_s: self.rates[0],
+                                    disk_bytes_per_s: self.rates[1],
                                 },
                             );
                         }

@@ -92,6 +92,7 @@ function facts(n) {
     ["Agent", n.agent_version || "–"],
     ["Receives", rate(n.rate_bytes_per_s.in)],
     ["Sends", rate(n.rate_bytes_per_s.out)],
+    ["Link, while peers send", n.link_bytes_per_s ? rate(n.link_bytes_per_s) : "not measured yet"],
     ["Local hits", `${bytes(n.local_hit_bytes)} of shards that readers wanted and found in place`],
     ["Ordered, not done", bytes(n.outstanding_bytes)],
     ["Checksum failures", String(n.checksum_failures)],

@@ -91,7 +91,7 @@ function tiles(t) {
     tile("Running stages", String(t.stages_running)),
     tile("Arriving now", rate(r.origin + r.rdma + r.tcp), `S3 ${rate(r.origin)} · RDMA ${rate(r.rdma)} · TCP ${rate(r.tcp)}`),
     tile("Local hits", rate(r.local), `${bytes(t.received_bytes.local)} in all: shards that readers found in place`),
-    tile("S3 ÷ dataset", ratio(t.origin_over_dataset), "stages shown below; 1.00 is once per cluster"),
+    tile("S3 ÷ dataset", ratio(t.origin_over_dataset), "of what is staged below, since this coordinator began; 1.00 is once per cluster"),
     tile("Found by stages", bytes(t.found_bytes), "there already when the stages shown below began"),
     tile("Disks", percent(t.used_bytes, t.capacity_bytes), `${bytes(t.used_bytes)} of ${bytes(t.capacity_bytes)}`),
   );

@@ -28,6 +28,15 @@ fn height(lines: &[Line<'_>], width: u16) -> u16 {
     lines.iter().map(|l| if l.width() <= width * 10 / 9 { 1 } else { l.width().div_ceil(width) as u16 }).sum()
 }
 
+/// Alarms are told in full as far as there is room; the title says how many there are.
+fn shorten(alarms: &mut Vec<Line<'_>>, width: u16, most: u16) -> String {
+    let all = alarms.len();
+    while alarms.len() > 1 && height(alarms, width) > most {
+        alarms.pop();
+    }
+    if alarms.len() < all { format!("Alarms: showing {} of {all}", alarms.len()) } else { "Alarms".to_owned() }
+}
+
 /// What the columns of fixed width leave.
 fn left_by(widths: &[Constraint], width: u16) -> usize {
     let fixed = widths.iter().map(|w| if let Constraint::Length(n) = w { n + 1 } else { 1 });
@@ -41,13 +50,14 @@ impl Screen {
 
     pub(super) fn overview(&self, frame: &mut Frame<'_>, area: Rect) {
         let o = self.document("overview");
-        let alarms: Vec<Line<'_>> = items(o, "/alarms").iter().map(alarm).collect();
+        let mut alarms: Vec<Line<'_>> = items(o, "/alarms").iter().map(alarm).collect();
         let stages: Vec<Row<'_>> = items(o, "/stages/items").iter().map(stage).collect();
         let most = area.height / 3;
+        let title = shorten(&mut alarms, area.width, most.saturating_sub(1));
         let gaps: Vec<Line<'_>> = items(o, "/stages/items").iter().flat_map(lacking).take(3).collect();
         let [head, alarm_area, datasets, stage_area, gap_area] = Layout::vertical([
             Constraint::Length(3),
-            Constraint::Length(if alarms.is_empty() { 0 } else { (height(&alarms, area.width) + 2).min(most) }),
+            Constraint::Length(if alarms.is_empty() { 0 } else { (height(&alarms, area.width) + 1).min(most) }),
             Constraint::Min(4),
             Constraint::Length((stages.len() as u16 + 3).min(most)),
             Constraint::Length(height(&gaps, area.width).min(most)),
@@ -68,8 +78,7 @@ impl Screen {
             )),
         ];
         frame.render_widget(Paragraph::new(lines).wrap(Wrap { trim: true }), head);
-        frame
-            .render_widget(Paragraph::new(alarms).wrap(Wrap { trim: true }).block(titled("Alarms".into())), alarm_area);
+        frame.render_widget(Paragraph::new(alarms).wrap(Wrap { trim: true }).block(titled(title)), alarm_area);
         let waits = |d: &Value| {
             let waits = items(d, "/verdict/waiting_for").first();
             waits.map(|b| format!("{}: {}", text(b, "/node"), text(b, "/reason"))).unwrap_or_default()
