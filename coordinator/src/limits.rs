@@ -109,7 +109,7 @@ pub const KEEPERS_MAX: usize = 256;
 /// Last errors per node.
 pub const NODE_ERRORS_MAX: usize = 16;
 /// Shortest time of moving bytes from which the rate of a link or a disk is worked out.
-pub const MOVING_US_MIN: u64 = 10_000;
+pub const MOVING_US_MIN: u64 = 1_000;
 /// Longest URL of an origin.
 pub const URL_BYTES_MAX: usize = 4096;
 /// Highest priority of a stage.

@@ -31,9 +31,9 @@ pub const ASSIGNMENTS_PER_S: u64 = 100_000;
 /// Largest placement group of small shards.
 pub const GROUP_BYTES_MAX: u64 = 256 << 20;
 
-/// The origin gives no more than is taken: only where it gives less than a node could take by this factor is it what
-/// bounds a stage.
-pub const ORIGIN_BOUNDS_ABOVE: f64 = 1.1;
+/// Rates within this factor are the same: the origin bounds a stage only where it gives less than a node could take by
+/// more than that.
+pub const RATES_ALIKE: f64 = 1.1;
 
 // ------------------------------------------------------------------ planning
 

@@ -5,7 +5,7 @@ use millstream_types::{AssignmentId, Crc64, DatasetId, NodeId, PieceNo, StageId,
 use crate::Core;
 use crate::catalog::{Dataset, Wanted};
 use crate::event::{NodeState, Placement, ShardFailure};
-use crate::limits::ORIGIN_BOUNDS_ABOVE;
+use crate::limits::RATES_ALIKE;
 use crate::stage::{Bound, Stage, StageState};
 use crate::view::{Counters, NodeView, ReplicaState, ReplicaView, StageView};
 
@@ -167,19 +167,23 @@ impl Core {
 
     /// T* = max(D/S, D/min(B, W), N·D/(S + N·min(B, W))), from measured rates; D is what was not there when it began.
     pub(crate) fn bound(&self, ds: &Dataset, stage: &Stage) -> Bound {
-        let origin = self.origin.meter.rate;
-        // What nodes receive is no more than what they are sent; it stands in where their links say nothing of themselves.
-        let link = self.nodes.median_link_rate().or_else(|| self.nodes.median_rate());
+        let (origin, received) = (self.origin.meter.rate, self.nodes.median_rate());
         let wanted = self.total_bytes(ds, stage).saturating_sub(stage.ready_base);
-        let Some(link) = link.filter(|_| origin > 0.0 && wanted > 0) else {
+        let Some(received) = received.filter(|_| origin > 0.0 && wanted > 0) else {
             return (None, "origin");
         };
         let disk = self.nodes.median_disk_rate().unwrap_or(f64::INFINITY);
-        let (node, by) = if disk < link { (disk, "disk") } else { (link, "link") };
+        let (node, by) = match self.nodes.median_link_rate() {
+            Some(link) if disk < link => (disk, "disk"),
+            Some(link) => (link, "link"),
+            // What nodes receive is no more than what they are sent, and nothing says that a link could not take more.
+            None if disk < RATES_ALIKE * received => (received, "disk"),
+            None => (received, "origin"),
+        };
         let nodes = stage.nodes.len().max(1) as f64;
         let each = wanted as f64 / nodes;
         let seconds = (each / origin).max(each / node).max(nodes * each / (origin + nodes * node));
-        let by = if node > ORIGIN_BOUNDS_ABOVE * origin { "origin" } else { by };
+        let by = if node > RATES_ALIKE * origin { "origin" } else { by };
         (Some((seconds * 1e6) as u64), by)
     }
 

@@ -130,6 +130,8 @@ fn what_bounds_a_stage_is_the_origin_the_links_or_the_disks() {
     assert_eq!(by(4.0, [1.0, 3.0]).0, "link");
     assert_eq!(by(4.0, [1.0, 0.5]), ("disk", 20.0));
     assert_eq!(by(0.25, [1.0, 0.5]).0, "origin");
+    assert_eq!(by(0.25, [0.0, 0.0]), ("origin", 40.0), "nothing is known of links");
+    assert_eq!(by(4.0, [0.0, 1.0]).0, "disk", "it writes all the time that it receives");
 }
 
 #[test]
