@@ -14,6 +14,7 @@ pub mod limits;
 pub mod local;
 mod local_api;
 mod origin;
+pub mod pace;
 pub mod piece;
 pub mod reply;
 mod run;

@@ -108,6 +108,8 @@ pub const PEERS_SHOWN_MAX: usize = 64;
 pub const KEEPERS_MAX: usize = 256;
 /// Last errors per node.
 pub const NODE_ERRORS_MAX: usize = 16;
+/// Shortest time of moving bytes from which the rate of a link or a disk is worked out.
+pub const MOVING_US_MIN: u64 = 1_000;
 /// Longest URL of an origin.
 pub const URL_BYTES_MAX: usize = 4096;
 /// Highest priority of a stage.
@@ -134,6 +136,8 @@ pub const SLOW_SHARE: f64 = 0.5;
 pub const SLOW_NODES_MIN: usize = 4;
 /// A running stage without a new byte for this long is stalled: longer than any retry's pause.
 pub const STALLED_AFTER_S: f64 = 15.0;
+/// After so long without a new byte the rate since the beginning says nothing of the time that is left.
+pub const NO_ETA_AFTER_S: f64 = 5.0;
 /// Pairs of member and shard that a picture of a version looks at: beyond it only every n-th shard is, and the
 /// picture says so. 64 M pairs take about 60 MiB and a third of a second.
 pub const PICTURE_CELLS_MAX: u64 = 64 << 20;

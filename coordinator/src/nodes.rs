@@ -235,6 +235,7 @@ impl Nodes {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::limits::MOVING_US_MIN;
 
     fn hello(node: &str, listen: &str, boot_id: u64) -> Hello {
         parse_hello(&v1::Hello { protocol: 1, node: node.into(), listen: listen.into(), boot_id, ..Default::default() })
@@ -268,6 +269,25 @@ mod tests {
         assert!(nodes.is_current(first.node, first.session));
         open(&mut nodes, 100, hello("a", "h:2", 8)).unwrap();
         assert!(open(&mut nodes, 101, hello("b", "h:1", 9)).is_ok());
+    }
+
+    #[test]
+    fn a_disk_is_measured_while_it_is_written_to() {
+        let mut nodes = Nodes::default();
+        let id = open(&mut nodes, 0, hello("a", "h:1", 7)).unwrap().node;
+        let mut measured = |written_bytes, writing_us| {
+            let known = nodes.get_mut(id).unwrap();
+            known.take_report(Time(0), v1::Heartbeat { written_bytes, writing_us, ..Default::default() });
+            known.report.disk.bytes_per_s
+        };
+        assert_eq!(measured(5, MOVING_US_MIN - 1), 0, "too short");
+        assert_eq!(measured(1_000_000, 100_000), 10_000_000);
+        assert_eq!(measured(1_000_000, 100_000), 10_000_000, "nothing was written");
+        assert_eq!(measured(1_400_000, 200_000), 7_000_000);
+        open(&mut nodes, 0, hello("a", "h:1", 8)).unwrap();
+        let known = nodes.get_mut(id).unwrap();
+        known.take_report(Time(0), v1::Heartbeat { written_bytes: 700_000, writing_us: 100_000, ..Default::default() });
+        assert_eq!(known.report.disk.bytes_per_s, 7_000_000, "another process counts from zero");
     }
 
     #[test]

@@ -14,11 +14,13 @@ use crate::datasets::Dataset;
 use crate::driver::State;
 use crate::driver::state::Stage;
 use crate::failure::RequestError;
-use crate::limits::NOTICES_MAX;
+use crate::limits::{NO_ETA_AFTER_S, NOTICES_MAX};
 use crate::nodes::Node;
 use crate::nodes::details::Rail;
 use crate::observe::alarms::Alarm;
 use crate::observe::events::Event;
+use crate::views::Blocking;
+use crate::views::datasets::NAMED_IN_LIST;
 
 /// Everything.
 #[derive(Clone, Debug, Serialize, ToSchema)]
@@ -64,6 +66,8 @@ pub(crate) struct NodeStatus {
     pub(crate) received_bytes: Received,
     pub(crate) sent_bytes: Sent,
     pub(crate) rate_bytes_per_s: Rate,
+    /// What its link gives, per second in which pieces of peers were arriving over TCP; 0: not measured yet.
+    link_bytes_per_s: u64,
     pub(crate) fallbacks: Vec<Fallback>,
     /// What went over each RDMA device, as the agent and as the device counts it.
     pub(crate) rails: Vec<Rail>,
@@ -85,6 +89,8 @@ pub(crate) struct Disk {
     pub(crate) used_bytes: u64,
     pinned_bytes: u64,
     partial_bytes: u64,
+    /// Per second in which it was written to; 0: not measured yet.
+    write_bytes_per_s: u64,
 }
 
 #[derive(Clone, Debug, Serialize, ToSchema)]
@@ -151,7 +157,12 @@ pub(crate) struct StageStatus {
     priority: u32,
     pub(crate) state: &'static str,
     pub(crate) bytes_total: u64,
+    /// Verified; once it is done all of it, whatever was lost since: `lacking` says where.
     pub(crate) bytes_ready: u64,
+    /// Its nodes that lack some of it now and that it does not wait for: lost after it was done, refused, or down.
+    nodes_lacking: u32,
+    /// The first of those.
+    lacking: Vec<Blocking>,
     pub(crate) origin_bytes: u64,
     started_at: String,
     pub(crate) elapsed_s: f64,
@@ -270,6 +281,7 @@ impl State {
                 used_bytes: report.used_bytes,
                 pinned_bytes: report.pinned_bytes,
                 partial_bytes: report.partial_bytes,
+                write_bytes_per_s: report.disk.bytes_per_s,
             },
             received_bytes: Received {
                 origin: moved.received_origin,
@@ -277,6 +289,7 @@ impl State {
                 tcp: moved.received_tcp,
             },
             sent_bytes: Sent { rdma: moved.sent_rdma, tcp: moved.sent_tcp },
+            link_bytes_per_s: report.link.bytes_per_s,
             rate_bytes_per_s: Rate { r#in: report.in_bytes_per_s, out: report.out_bytes_per_s },
             checksum_failures: moved.checksum_failures,
             quarantined_s: view.as_ref().map_or(0.0, |v| seconds(v.quarantined_us)),
@@ -365,6 +378,9 @@ impl State {
         let elapsed_s = seconds(view.elapsed_us);
         let bound_s = view.bound_us.map(seconds);
         let rate = moved as f64 / elapsed_s.max(0.001);
+        let stalled_s = self.observed.paces.get(&id).map(|pace| seconds(now.since(pace.since)));
+        let stalled_s = stalled_s.filter(|&s| s >= NO_ETA_AFTER_S);
+        let lacking = view.lacking.iter().take(NAMED_IN_LIST).filter_map(|&n| self.core.replica(view.dataset, n));
         Some(StageStatus {
             id: stage.record.id,
             dataset: self.dataset_name(stage.dataset),
@@ -378,19 +394,22 @@ impl State {
             state: view.state,
             bytes_total: view.bytes_total,
             bytes_ready: view.bytes_ready,
+            nodes_lacking: view.lacking.len() as u32,
+            lacking: lacking.map(|r| self.blocking(now, view.dataset, &r)).collect(),
             origin_bytes: view.origin_bytes,
             started_at: timestamp(stage.record.created_unix_s),
             elapsed_s,
-            eta_s: view.eta_us.map(seconds),
+            eta_s: view.eta_us.map(seconds).filter(|_| stalled_s.is_none()),
             bound_s,
             bound_by: view.bound_by,
             ratio_to_bound: bound_s.filter(|&b| b > 0.0).map(|b| elapsed_s / b),
             bytes_found: view.bytes_found,
             dataset_bytes: self.datasets.get(stage.dataset).map_or(0, |d| d.manifest.layout().bytes()),
-            eta_basis: match view.eta_us {
-                Some(_) => format!("{}/s on all nodes together since it began", format_size(rate as u64)),
-                None if view.state == "running" => "nothing has arrived yet".into(),
-                None => String::new(),
+            eta_basis: match (view.eta_us, stalled_s) {
+                (Some(_), Some(s)) => format!("nothing has arrived for {s:.0} s"),
+                (Some(_), None) => format!("{}/s on all nodes together since it began", format_size(rate as u64)),
+                (None, _) if view.state == "running" => "nothing has arrived yet".into(),
+                (None, _) => String::new(),
             },
         })
     }

@@ -133,8 +133,9 @@ pub(crate) struct Verdict {
     pub(crate) waiting_for: Vec<Blocking>,
 }
 
-fn nodes_word(count: u32) -> String {
-    format!("{count} {}", if count == 1 { "node" } else { "nodes" })
+/// "1 node", "2 nodes".
+pub(crate) fn counted(count: u64, one: &str) -> String {
+    format!("{count} {one}{}", if count == 1 { "" } else { "s" })
 }
 
 /// A share in percent, never 100 before it is all.
@@ -195,7 +196,8 @@ impl State {
         }
         if view.state == ReplicaState::Verifying {
             let left = view.shards_wanted.saturating_sub(view.shards_ready);
-            return format!("all bytes are there; {left} shards are still to be checked as a whole");
+            let left = counted(left.into(), "shard");
+            return format!("all bytes are there; to be checked as a whole: {left}");
         }
         let share = percent(view.bytes_ready, view.bytes_wanted);
         let known = self.core.node(view.node, now);
@@ -226,9 +228,9 @@ impl State {
         let total = wanted.len() as u32;
         let (state, text) = match (total, failed) {
             (0, _) => ("idle", "on no node, and no stage wants it".to_owned()),
-            (_, 0) if ready == total => ("ready", format!("ready on {ready} of {}", nodes_word(total))),
-            (_, 0) => ("staging", format!("ready on {ready} of {}", nodes_word(total))),
-            _ => ("failed", format!("ready on {ready} of {}, failed on {failed}", nodes_word(total))),
+            (_, 0) if ready == total => ("ready", format!("ready on {ready} of {}", counted(total.into(), "node"))),
+            (_, 0) => ("staging", format!("ready on {ready} of {}", counted(total.into(), "node"))),
+            _ => ("failed", format!("ready on {ready} of {}, failed on {failed}", counted(total.into(), "node"))),
         };
         Verdict { state, text, nodes_ready: ready, nodes_wanted: total, nodes_failed: failed, waiting_for }
     }

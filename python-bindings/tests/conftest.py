@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -155,6 +156,11 @@ class Cluster:
             text = reply.read()
         return json.loads(text) if text else None
 
+    def asked(self, name: str) -> set[str]:
+        """Shards of a dataset that the origin was asked for."""
+        start = f"data/{name}/"
+        return {key.removeprefix(start) for key in self.control("GET", "/stats")["keys"] if key.startswith(start)}
+
     @contextlib.contextmanager
     def stalled(self, name: str) -> Iterator[None]:
         """Meanwhile the origin accepts reads of a dataset and sends nothing."""
@@ -232,12 +238,29 @@ def numbers(cluster: Cluster) -> millstream.Dataset:
 
 
 def python(code: str, *arguments: str, **environment: str) -> subprocess.Popen[str]:
-    """Another Python process with the package, that takes Ctrl-C even where these tests run in the background."""
+    """Another Python process with the package, the first of a session, that takes Ctrl-C even where these tests run in
+    the background."""
     return subprocess.Popen(
         [sys.executable, "-c", code, *arguments],
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         env=clean_environment(MILLSTREAM_BINARY=binary(), **environment),
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        start_new_session=True,
     )
+
+
+def said(process: subprocess.Popen[str]) -> str:
+    """The next line of such a process. One that ends instead, or stays silent, fails the test with what it wrote as
+    errors."""
+    assert process.stdout is not None
+    killer = threading.Timer(DEADLINE, process.kill)
+    killer.start()
+    line = process.stdout.readline()
+    killer.cancel()
+    if not line.endswith("\n"):
+        _, errors = process.communicate(timeout=DEADLINE)
+        pytest.fail(f"it said {line!r} and ended with {process.returncode}:\n{errors}")
+    return line.rstrip("\n")

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import DEADLINE, Cluster, number_shards, python
+from conftest import DEADLINE, Cluster, number_shards, python, said, until
 
 import millstream
 from millstream import Progress
@@ -163,15 +163,8 @@ pin = ds.pin()
 print("held", flush=True)
 sys.stdin.read()
 """
-    from conftest import clean_environment, until
-
-    holder = subprocess.Popen(
-        [sys.executable, "-c", code],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env=clean_environment(MILLSTREAM_SOCKET=cluster.socket()),
-    )
-    assert holder.stdout is not None and holder.stdout.readline() == b"held\n"
+    holder = python(code, MILLSTREAM_SOCKET=cluster.socket())
+    assert said(holder) == "held"
     with pytest.raises(millstream.ConflictError):
         ds.evict()
     holder.kill()

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import DEADLINE, Cluster, binary, clean_environment, number_shards, python, until
+from conftest import DEADLINE, Cluster, binary, clean_environment, number_shards, python, said, until
 
 import millstream
 from millstream.stream import ShardStream
@@ -293,10 +293,10 @@ except KeyboardInterrupt:
     os._exit(7)
 """
     process = python(code, where, MILLSTREAM_SOCKET=cluster.socket())
-    assert process.stdout is not None and process.stdout.readline() == "waiting\n"
+    assert said(process) == "waiting"
     process.send_signal(signal.SIGINT)
-    out, _ = process.communicate(timeout=DEADLINE)
-    assert out == "interrupted\n" and process.returncode == 7
+    out, err = process.communicate(timeout=DEADLINE)
+    assert (out, process.returncode) == ("interrupted\n", 7), err
 
 
 def test_fork_after_use(cluster: Cluster, numbers: millstream.Dataset) -> None:
@@ -444,7 +444,7 @@ def test_shared_memory_stays_clean(cluster: Cluster, numbers: millstream.Dataset
         ' print("up", flush=True); sys.stdin.read()',
         MILLSTREAM_SOCKET=cluster.socket(),
     )
-    assert process.stdout is not None and process.stdout.readline() == "up\n" or process.poll() is not None
+    assert said(process) == "up"
     process.kill()
     process.communicate()
     assert {n for n in set(os.listdir("/dev/shm")) - before if "millstream" in n or n.startswith("ms")} == set()

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import DEADLINE, binary, clean_environment, number_shards, until
+from conftest import DEADLINE, binary, clean_environment, number_shards, python, said, until
 
 import millstream
 
@@ -76,14 +76,9 @@ sys.stdin.read()
 """
 
 
-def user(home: Path) -> subprocess.Popen[bytes]:
-    child = subprocess.Popen(
-        [sys.executable, "-c", CHILD],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env=clean_environment(MILLSTREAM_LOCAL=str(home / "local"), MILLSTREAM_BINARY=binary()),
-    )
-    assert child.stdout is not None and child.stdout.readline() == b"up\n"
+def user(home: Path) -> subprocess.Popen[str]:
+    child = python(CHILD, MILLSTREAM_LOCAL=str(home / "local"))
+    assert said(child) == "up"
     return child
 
 

@@ -9,7 +9,7 @@ import sys
 from typing import Any
 
 import pytest
-from conftest import DEADLINE, Cluster, clean_environment, number_shards
+from conftest import DEADLINE, Cluster, clean_environment, number_shards, python, said, until
 
 import millstream
 
@@ -189,44 +189,30 @@ def test_what_does_not_come_is_an_error_in_workers(cluster: Cluster) -> None:
 
 def test_ctrl_c_with_workers(cluster: Cluster, numbers: millstream.Dataset) -> None:
     """Interrupted while workers wait for a shard that never comes: main and workers end."""
-    with cluster.stalled("torch-never"):
-        cluster.add("torch-never", number_shards(2, 2))
-        _interrupt_loader_with_workers(cluster)
-
-
-def _interrupt_loader_with_workers(cluster: Cluster) -> None:
-    import subprocess
-
     code = """
 import millstream, os, signal, sys
 from torch.utils.data import DataLoader
 from millstream.torch import ShardDataset
 ds = millstream.Client().dataset("torch-never")
 def show(_worker):
-    print("worker", os.getpid(), flush=True)
-loader = DataLoader(ShardDataset(ds, samples=2), num_workers=2, worker_init_fn=show)
+    os.write(1, b"%d\\n" % os.getpid())  # print() writes word by word where PYTHONUNBUFFERED is set: lines would mix
+loader = DataLoader(ShardDataset(ds, samples=1), num_workers=2, worker_init_fn=show)
 try:
     next(iter(loader))
 except KeyboardInterrupt:
     print("interrupted", flush=True)
     sys.exit(7)
 """
-    process = subprocess.Popen(
-        [sys.executable, "-c", code],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        env=clean_environment(MILLSTREAM_SOCKET=cluster.socket()),
-    )
-    assert process.stdout is not None
-    workers = [int(process.stdout.readline().split()[1]) for _ in range(2)]
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-    out, err = process.communicate(timeout=DEADLINE)
-    assert "interrupted" in out and process.returncode == 7, err
-    from conftest import until
-
-    until("the workers have ended", lambda: not any(os.path.exists(f"/proc/{pid}") for pid in workers))
+    shards = number_shards(2, 1)
+    with cluster.stalled("torch-never"):
+        cluster.add("torch-never", shards)
+        process = python(code, MILLSTREAM_SOCKET=cluster.socket())
+        workers = [int(said(process)) for _ in range(2)]
+        until("each worker waits for its shard", lambda: cluster.asked("torch-never") == set(shards))
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        out, err = process.communicate(timeout=DEADLINE)
+        assert (out, process.returncode) == ("interrupted\n", 7), err
+        until("the workers have ended", lambda: not any(os.path.exists(f"/proc/{pid}") for pid in workers))
 
 
 def test_rank_comes_from_the_process_group(numbers: millstream.Dataset) -> None:

@@ -191,7 +191,13 @@ impl World {
     fn heartbeat(&mut self, n: u32, epoch: u32) {
         if self.nodes[n as usize].alive && self.nodes[n as usize].epoch == epoch {
             let capacity_bytes = node_info(n, epoch).capacity_bytes;
-            self.say(Word::Heartbeat { node: NodeId(n), used_bytes: 0, capacity_bytes });
+            self.say(Word::Heartbeat {
+                node: NodeId(n),
+                used_bytes: 0,
+                capacity_bytes,
+                link_bytes_per_s: 0,
+                disk_bytes_per_s: 0,
+            });
             self.clock.after(HEARTBEAT_US, Event::Heartbeat { node: n, epoch });
         }
     }

@@ -164,7 +164,7 @@ def test_the_timeline_tells_it_all(cluster, open_page):
     wanted = {"added", "staged", "sealed", "stage-done", "fell-back", "quarantined", "checksum", "evicted", "removed"}
     wanted |= {"refused", "shard-failed", "discarded", "stage-failed", "node-up", "node-down", "coordinator"}
     assert wanted <= kinds, wanted - kinds
-    page.get_by_label("Show events in state").select_option("quarantined")
+    page.get_by_label("Show events of kind").select_option("quarantined")
     page.get_by_label("Show events of severity").select_option("")
     expect(page.locator("#list tbody tr").first).to_contain_text("liar is avoided")
     assert {row["kind"] for row in cluster.get("events?kind=quarantined")["items"]} == {"quarantined"}

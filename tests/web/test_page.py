@@ -139,17 +139,27 @@ def compare_node(page, cluster, node):
     shown = facts(page, "facts")
     assert (shown["Address"], shown["Agent"]) == (node["address"], node["agent_version"])
     assert shown["I/O engine"].split(" ")[0] == node["io"] and shown["Labels"] == "rack=r1"
+    link = node["link_bytes_per_s"]
+    assert shown["Link, while peers send"] == (f"{size(link)}/s" if link else "not measured yet")
     assert shown["Local hits"].startswith(size(node["local_hit_bytes"]))
     disk = facts(page, "disk")
     assert disk["pinned or leased"] == size(node["disk"]["pinned_bytes"]), disk
     assert disk["on its way (partial)"] == size(node["disk"]["partial_bytes"]), disk
+    assert disk["while it is written to"] == f"{size(node['disk']['write_bytes_per_s'])}/s", disk
     received = node["received_bytes"]
     by_source = f"S3 {size(received['origin'])} · RDMA {size(received['rdma'])} · TCP {size(received['tcp'])}"
     expect(page.locator("#carriers")).to_contain_text(f"Received: {by_source}")
 
 
 def test_in_the_middle_the_page_says_what_status_says(halfway, open_page):
-    compare(open_page(halfway), halfway)
+    page = open_page(halfway)
+    compare(page, halfway)
+    page.goto(halfway.url + "#/")
+    row = page.locator('#stages tr[data-row="1"]')
+    # What came before is no measure of when it will be over.
+    expect(row).to_contain_text("–\nnothing has arrived for", use_inner_text=True)
+    # Links and disks could do more than the origin, which was held back.
+    expect(row).to_contain_text("origin · T* ")
 
 
 VIEWS = {
@@ -440,3 +450,22 @@ def test_at_the_end_the_page_says_what_status_says(halfway, open_page, shots):
     page.goto(halfway.url + f"#/datasets/{DATASET}")
     expect(page.locator("#map .legend")).to_contain_text(f"ready {3 * SHARDS}")
     shots(page, "dataset-ready")
+
+
+def test_what_was_done_stays_done_and_names_the_node_that_went(halfway, open_page, shots):
+    page = open_page(halfway, "#/")
+    row = page.locator('#stages tr[data-row="1"]')
+    whole = f"done · 100 % of {size(3 * SHARDS * SHARD_BYTES)}"
+    expect(row).to_contain_text(whole)
+    expect(row).not_to_contain_text("missing")
+    halfway.agents["node3"].kill()
+    expect(row).to_contain_text("now missing on node3: its agent is not connected, for")
+    expect(row).to_contain_text(whole)
+    expect(page.locator("#headline")).to_contain_text("ready on 2 of 3 nodes; waiting for node3")
+    shots(page, "overview-node-gone")
+    stage = halfway.status()["stages"][0]
+    assert (stage["state"], stage["bytes_ready"]) == ("done", stage["bytes_total"])
+    assert [b["node"] for b in stage["lacking"]] == ["node3"] and stage["nodes_lacking"] == 1
+    halfway.agents["node3"].start()
+    expect(row).not_to_contain_text("missing")
+    expect(page.locator("#headline")).to_contain_text("everything that was staged is ready")

@@ -26,16 +26,16 @@ def cluster(make_cluster):
 
 
 class Terminal:
-    """A pseudo-terminal of 40 lines by 140 columns with the program in it."""
+    """A pseudo-terminal with the program in it."""
 
-    def __init__(self, cluster, *arguments):
+    def __init__(self, cluster, *arguments, lines=40, columns=140):
         ours, theirs = pty.openpty()
-        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 140, 0, 0))
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
         environment = clean_environment({"MILLSTREAM_COORDINATOR": f"http://{cluster.grpc}", "TERM": "xterm-256color"})
         self.before = termios.tcgetattr(theirs)
         self.process = subprocess.Popen([BINARY, *arguments], stdin=theirs, stdout=theirs, stderr=theirs, env=environment)
         self.ours, self.theirs = ours, theirs
-        self.screen = pyte.Screen(140, 40)
+        self.screen = pyte.Screen(columns, lines)
         self.stream = pyte.ByteStream(self.screen)
 
     def until(self, *texts):
@@ -72,6 +72,17 @@ def test_overview_dataset_node_and_out_again(cluster):
     terminal.until("Map: one cell is")
     terminal.press("n")
     terminal.until("NODE", "DISK")
+    terminal.press("q")
+    assert terminal.end() == 0
+
+
+def test_a_small_terminal_tells_which_node_went(cluster):
+    terminal = Terminal(cluster, "status", "--watch", lines=24, columns=80)
+    terminal.until("overview", "live", "2 of 2 nodes up", "100 %")
+    cluster.agents["node2"].kill()
+    terminal.until("stage 1 is missing on node2", "ready on 1 of 2 nodes", "● done", "100 %")
+    cluster.agents["node2"].start()
+    terminal.until("2 of 2 nodes up", "ready on 2 of 2 nodes")
     terminal.press("q")
     assert terminal.end() == 0
 

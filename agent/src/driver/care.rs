@@ -38,6 +38,7 @@ impl Driver {
         let errors = c.last_errors();
         let fallbacks = c.fallbacks().into_iter();
         let fallbacks = fallbacks.map(|((from, to, reason), count)| v1::Fallback { from, to, reason, count }).collect();
+        let (written, arrived) = (self.parts.store.written(), self.parts.transport.arriving());
         let heartbeat = v1::Heartbeat {
             received_origin_bytes: c.received_origin.get(),
             received_tcp_bytes: c.received_tcp.get(),
@@ -56,6 +57,10 @@ impl Driver {
             last_error_counts: errors.iter().map(|(_, count)| *count).collect(),
             last_errors: errors.into_iter().map(|(text, _)| text).collect(),
             local_hit_bytes: c.local_hits.get(),
+            written_bytes: written.bytes,
+            writing_us: written.micros(),
+            arrived_bytes: arrived.bytes,
+            arriving_us: arrived.micros(),
         };
         self.send(Body::Heartbeat(heartbeat));
         self.tell_details();

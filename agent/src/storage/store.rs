@@ -23,6 +23,7 @@ use super::quota::{NoSpace, Quota, Usage};
 use super::restart;
 use super::version::{OpenFiles, Use, Version};
 use crate::buffers::Arena;
+use crate::pace::{Moved, Pace};
 use crate::piece::{Served, Verified};
 
 /// Where and how much.
@@ -78,6 +79,7 @@ pub struct Store {
     changing: tokio::sync::Mutex<()>,
     quota: Mutex<Quota>,
     pins: Pins,
+    pace: Arc<Pace>,
     /// Locked as long as this agent lives.
     _lock: File,
 }
@@ -111,6 +113,7 @@ impl Store {
             changing: tokio::sync::Mutex::new(()),
             quota: Mutex::new(quota),
             pins,
+            pace: Arc::default(),
             _lock: lock,
         }))
     }
@@ -240,6 +243,11 @@ impl Store {
         self.pins.keeper(digest)
     }
 
+    /// Pieces that were written, and the time in which some were being written.
+    pub fn written(&self) -> Moved {
+        self.pace.moved()
+    }
+
     /// Writes a verified piece to its partial file, and then its journal entry. Writing it again does nothing.
     ///
     /// # Errors
@@ -270,10 +278,12 @@ impl Store {
             }
         }
         let disk = |error| WriteError::Disk { key: version.key(place.shard), piece, error };
+        let writing = self.pace.begin();
         let file = self.partial_file(&version, place.shard).await.map_err(disk)?;
         self.engine.write_piece(&file, place.offset, bytes).await.map_err(disk)?;
         let entry = Entry { shard: place.shard, piece, len: place.len, crc, from_origin };
         version.journal.append(&*self.engine, |out| entry.encode(digest, out)).await.map_err(disk)?;
+        writing.done(u64::from(place.len));
         let mut state = version.state();
         if !state.have.contains(piece) {
             state.add(piece, crc, from_origin);

@@ -21,6 +21,7 @@ use super::{Carrier, FetchError, PieceRequest, Transport};
 use crate::buffers::{Arena, Slot};
 use crate::counters::Counters;
 use crate::limits::PEERS_MAX;
+use crate::pace::Moved;
 use crate::piece::Unverified;
 
 #[cfg(feature = "rdma")]
@@ -73,6 +74,11 @@ impl SelectTransport {
     /// Without `rdma`, everything goes over TCP and nothing is a fallback.
     pub fn new(tcp: TcpTransport, rdma: Option<Rdma>, arena: Arc<Arena>, counters: Arc<Counters>) -> SelectTransport {
         SelectTransport { tcp, rdma, arena, counters, started: Instant::now(), state: Mutex::default() }
+    }
+
+    /// Pieces over TCP, and the time in which some were arriving.
+    pub fn arriving(&self) -> Moved {
+        self.tcp.stats().arriving()
     }
 
     fn locked(&self) -> MutexGuard<'_, State> {

@@ -110,6 +110,10 @@ pub enum Event {
         used_bytes: u64,
         /// Its quota.
         capacity_bytes: u64,
+        /// Its link, per second in which pieces of peers were arriving; zero: not measured.
+        link_bytes_per_s: u64,
+        /// Its disk, per second of writing; zero: not measured.
+        disk_bytes_per_s: u64,
     },
     /// A version is in the catalog. Must come before any event that names it.
     DatasetAdded {

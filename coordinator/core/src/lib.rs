@@ -120,8 +120,8 @@ impl Core {
             Event::NodeNamed { node, name } => self.node_named(now, node, name),
             Event::NodeLost { node } => self.node_lost(now, node),
             Event::NodeGone { node } => self.node_down(now, node),
-            Event::Heartbeat { node, used_bytes, capacity_bytes } => {
-                self.heartbeat(now, node, used_bytes, capacity_bytes);
+            Event::Heartbeat { node, used_bytes, capacity_bytes, link_bytes_per_s, disk_bytes_per_s } => {
+                self.heartbeat(now, node, [used_bytes, capacity_bytes], [link_bytes_per_s, disk_bytes_per_s]);
             }
             Event::DatasetAdded { dataset, facts } => self.dataset_added(dataset, facts),
             Event::DatasetRemoved { dataset } => self.dataset_removed(now, dataset),

@@ -31,6 +31,10 @@ pub const ASSIGNMENTS_PER_S: u64 = 100_000;
 /// Largest placement group of small shards.
 pub const GROUP_BYTES_MAX: u64 = 256 << 20;
 
+/// Rates within this factor are the same: the origin bounds a stage only where it gives less than a node could take by
+/// more than that.
+pub const RATES_ALIKE: f64 = 1.1;
+
 // ------------------------------------------------------------------ planning
 
 /// Alternates that go with an assignment: each costs an address in the message.

@@ -186,6 +186,9 @@ pub(crate) struct Node {
     /// Origin leases it holds.
     pub(crate) leases: u32,
     pub(crate) rate_in: Meter,
+    /// What its link and its disk can do, as it says; zero: not measured.
+    pub(crate) link_rate: f64,
+    pub(crate) disk_rate: f64,
     /// Its part in chains.
     pub(crate) flow: Flow,
     /// The sweep at which it was last sent to the end of the line.
@@ -223,6 +226,8 @@ impl Node {
             debit: 0,
             leases: 0,
             rate_in: Meter::default(),
+            link_rate: 0.0,
+            disk_rate: 0.0,
             flow: Flow::default(),
             demoted: 0,
             was_poor: false,
@@ -326,7 +331,20 @@ impl Nodes {
 
     /// Median of the measured receiving rates; `None` before there are any.
     pub(crate) fn median_rate(&self) -> Option<f64> {
-        let mut rates: Vec<f64> = self.nodes.iter().map(|n| n.rate_in.rate).filter(|&r| r > 0.0).collect();
+        self.median(|n| n.rate_in.rate)
+    }
+
+    /// The same of what their links can do, and their disks.
+    pub(crate) fn median_link_rate(&self) -> Option<f64> {
+        self.median(|n| n.link_rate)
+    }
+
+    pub(crate) fn median_disk_rate(&self) -> Option<f64> {
+        self.median(|n| n.disk_rate)
+    }
+
+    fn median(&self, rate: impl Fn(&Node) -> f64) -> Option<f64> {
+        let mut rates: Vec<f64> = self.nodes.iter().map(rate).filter(|&r| r > 0.0).collect();
         if rates.is_empty() {
             return None;
         }

@@ -166,13 +166,14 @@ impl Core {
         }
     }
 
-    pub(crate) fn heartbeat(&mut self, now: Time, node: NodeId, used_bytes: u64, capacity_bytes: u64) {
+    pub(crate) fn heartbeat(&mut self, now: Time, node: NodeId, [used, capacity]: [u64; 2], rates: [u64; 2]) {
         let Some(known) = self.nodes.get_mut(node) else {
             self.counters.ignored += 1;
             return;
         };
-        known.info.used_bytes = used_bytes;
-        known.info.capacity_bytes = capacity_bytes;
+        known.info.used_bytes = used;
+        known.info.capacity_bytes = capacity;
+        [known.link_rate, known.disk_rate] = rates.map(|rate| rate as f64);
         known.last_seen = now;
         if known.state == NodeState::Suspect && known.session {
             known.state = NodeState::Up;

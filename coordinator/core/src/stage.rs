@@ -25,6 +25,9 @@ impl StageState {
     }
 }
 
+/// The shortest time in microseconds, where there are rates, and what it comes from.
+pub(crate) type Bound = (Option<u64>, &'static str);
+
 /// A request that a version be on nodes.
 #[derive(Debug)]
 pub(crate) struct Stage {
@@ -42,6 +45,8 @@ pub(crate) struct Stage {
     pub(crate) ready_base: u64,
     /// Origin bytes when it ended.
     pub(crate) origin_end: Option<u64>,
+    /// Its lower bound when it ended: what is measured later is no measure of it.
+    pub(crate) bound_end: Option<Bound>,
     /// For `Spread`: shards per node, in the order of `nodes`.
     pub(crate) spread: Vec<RunSet>,
 }

@@ -83,6 +83,7 @@ impl Core {
             origin_base: 0,
             ready_base: 0,
             origin_end: None,
+            bound_end: None,
             spread: Vec::new(),
         };
         self.with(dataset, |core, ds| {
@@ -273,9 +274,9 @@ impl Core {
             for &node in &stage.nodes {
                 let refused = ds.replica(node).is_some_and(|r| r.refused.is_some());
                 if refused || !ds.complete_on(node) {
-                    let gone = self.nodes.get(node).is_some_and(|n| n.seen && n.state == NodeState::Down);
-                    bad |= refused || gone;
-                    waiting |= !refused && !gone;
+                    let given_up = self.given_up(ds, node);
+                    bad |= given_up;
+                    waiting |= !given_up;
                     if waiting {
                         break;
                     }
@@ -288,6 +289,7 @@ impl Core {
                 (false, true) => StageState::Failed,
             };
             let changed = state != stage.state;
+            let bound = changed.then(|| self.bound(ds, stage));
             let Some(stage) = self.stages.get_mut(&id).filter(|_| changed) else {
                 continue;
             };
@@ -295,12 +297,20 @@ impl Core {
             if state == StageState::Running {
                 stage.ended = None;
                 stage.origin_end = None;
+                stage.bound_end = None;
             } else {
                 stage.ended = Some(now);
                 stage.origin_end = Some(ds.origin_bytes);
+                stage.bound_end = bound;
                 self.note(Note::StageFinished { stage: id, ok: state == StageState::Done });
             }
         }
+    }
+
+    /// Nothing is waited for there: the node cannot or shall not have it, or was here and is down.
+    pub(crate) fn given_up(&self, ds: &Dataset, node: NodeId) -> bool {
+        ds.replica(node).is_some_and(|r| r.refused.is_some())
+            || self.nodes.get(node).is_some_and(|n| n.seen && n.state == NodeState::Down)
     }
 
     pub(crate) fn node_refused(&mut self, now: Time, node: NodeId, dataset: DatasetId, reason: String) {

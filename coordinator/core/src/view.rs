@@ -91,9 +91,11 @@ pub struct StageView {
     pub state: &'static str,
     /// Bytes wanted on all nodes together.
     pub bytes_total: u64,
-    /// Of those, verified.
+    /// Of those, verified; all of them once it was done, whatever was lost since: `lacking` says where.
     pub bytes_ready: u64,
-    /// Of those, there already when it began.
+    /// Its nodes that lack some of it and that it does not wait for: lost after it was done, refused, or down.
+    pub lacking: Vec<NodeId>,
+    /// Of `bytes_ready`, there already when it began.
     pub bytes_found: u64,
     /// Bytes that its nodes read from the origin since it began.
     pub origin_bytes: u64,
@@ -101,7 +103,8 @@ pub struct StageView {
     pub elapsed_us: u64,
     /// Microseconds that it still needs at the present rate; `None` before there is one.
     pub eta_us: Option<u64>,
-    /// T*: the lower bound, in microseconds, from measured rates; `None` before there are any.
+    /// T*: the lower bound, in microseconds, from the rates measured until it ended, for what was not there when it
+    /// began; `None` without rates, and where all was there.
     pub bound_us: Option<u64>,
     /// `origin`, `link` or `disk`.
     pub bound_by: &'static str,

@@ -5,7 +5,8 @@ use millstream_types::{AssignmentId, Crc64, DatasetId, NodeId, PieceNo, StageId,
 use crate::Core;
 use crate::catalog::{Dataset, Wanted};
 use crate::event::{NodeState, Placement, ShardFailure};
-use crate::stage::{Stage, StageState};
+use crate::limits::RATES_ALIKE;
+use crate::stage::{Bound, Stage, StageState};
 use crate::view::{Counters, NodeView, ReplicaState, ReplicaView, StageView};
 
 impl Core {
@@ -80,7 +81,10 @@ impl Core {
         } else if shards_ready == shards_wanted && (bytes_ready > 0 || bytes == 0 || wanted) {
             (ReplicaState::Ready, String::new())
         } else if failed > 0 && shards_ready as usize + failed == shards_wanted as usize {
-            (ReplicaState::Failed, format!("{failed} shards failed"))
+            (
+                ReplicaState::Failed,
+                if failed == 1 { "1 shard failed".to_owned() } else { format!("{failed} shards failed") },
+            )
         } else if !wanted {
             let state = if bytes_ready > 0 { ReplicaState::Receiving } else { ReplicaState::Absent };
             (state, "not staged here".to_owned())
@@ -119,13 +123,19 @@ impl Core {
 
     fn view_stage(&self, stage: &Stage, now: Time) -> StageView {
         let ds = self.dataset(stage.dataset);
-        let (total, ready) = ds.map_or((0, 0), |ds| (self.total_bytes(ds, stage), self.ready_of(ds, stage)));
+        let total = ds.map_or(0, |ds| self.total_bytes(ds, stage));
+        // What is done stays done: a node that is lost later takes nothing back of what was achieved.
+        let ready = if stage.state == StageState::Done { total } else { ds.map_or(0, |ds| self.ready_of(ds, stage)) };
         let origin = ds.map_or(0, |ds| stage.origin_end.unwrap_or(ds.origin_bytes) - stage.origin_base);
         let elapsed_us = stage.ended.unwrap_or(now).since(stage.started);
         let moved = ready.saturating_sub(stage.ready_base);
         let eta_us = (stage.state == StageState::Running && moved > 0)
             .then(|| (elapsed_us as f64 * (total - ready.min(total)) as f64 / moved as f64) as u64);
-        let (bound_us, bound_by) = self.bound(stage, total);
+        let (bound_us, bound_by) = match (stage.bound_end, ds) {
+            (Some(then), _) => then,
+            (None, Some(ds)) => self.bound(ds, stage),
+            (None, None) => (None, "origin"),
+        };
         StageView {
             stage: stage.id,
             dataset: stage.dataset,
@@ -135,6 +145,7 @@ impl Core {
             state: stage.state.as_str(),
             bytes_total: total,
             bytes_ready: ready,
+            lacking: ds.map_or_else(Vec::new, |ds| self.lacking(ds, stage)),
             bytes_found: stage.ready_base.min(ready),
             origin_bytes: origin,
             elapsed_us,
@@ -144,17 +155,35 @@ impl Core {
         }
     }
 
-    /// T* = max(D/S, D/B, N·D/(S + N·B)), from measured rates. Disks are not measured apart from links.
-    fn bound(&self, stage: &Stage, total: u64) -> (Option<u64>, &'static str) {
-        let (origin, link) = (self.origin.meter.rate, self.nodes.median_rate());
-        let Some(link) = link.filter(|_| origin > 0.0) else {
+    fn lacking(&self, ds: &Dataset, stage: &Stage) -> Vec<NodeId> {
+        let awaited = |node| stage.state == StageState::Running && !self.given_up(ds, node);
+        let there = |node| {
+            let wanted = stage.wants(node);
+            ds.replica(node).is_some_and(|r| wanted.overlap(&r.sealed) == wanted.count(ds.layout.shards()))
+        };
+        let nodes = if stage.state == StageState::Cancelled { &[] } else { stage.nodes.as_slice() };
+        nodes.iter().copied().filter(|&n| !awaited(n) && !there(n)).collect()
+    }
+
+    /// T* = max(D/S, D/min(B, W), N·D/(S + N·min(B, W))), from measured rates; D is what was not there when it began.
+    pub(crate) fn bound(&self, ds: &Dataset, stage: &Stage) -> Bound {
+        let (origin, received) = (self.origin.meter.rate, self.nodes.median_rate());
+        let wanted = self.total_bytes(ds, stage).saturating_sub(stage.ready_base);
+        let Some(received) = received.filter(|_| origin > 0.0 && wanted > 0) else {
             return (None, "origin");
         };
+        let disk = self.nodes.median_disk_rate().unwrap_or(f64::INFINITY);
+        let (node, by) = match self.nodes.median_link_rate() {
+            Some(link) if disk < link => (disk, "disk"),
+            Some(link) => (link, "link"),
+            // What nodes receive is no more than what they are sent, and nothing says that a link could not take more.
+            None if disk < RATES_ALIKE * received => (received, "disk"),
+            None => (received, "origin"),
+        };
         let nodes = stage.nodes.len().max(1) as f64;
-        let each = total as f64 / nodes;
-        let bounds =
-            [(each / origin, "origin"), (each / link, "link"), (nodes * each / (origin + nodes * link), "link")];
-        let (seconds, by) = bounds.into_iter().max_by(|a, b| a.0.total_cmp(&b.0)).unwrap_or((0.0, "origin"));
+        let each = wanted as f64 / nodes;
+        let seconds = (each / origin).max(each / node).max(nodes * each / (origin + nodes * node));
+        let by = if node > RATES_ALIKE * origin { "origin" } else { by };
         (Some((seconds * 1e6) as u64), by)
     }
 
@@ -195,6 +224,11 @@ impl Core {
     /// The version of an assignment that a node works on.
     pub fn assigned_dataset(&self, assignment: AssignmentId, node: NodeId) -> Option<DatasetId> {
         Some(self.flights.get(self.flights.find(assignment, node)?)?.dataset)
+    }
+
+    /// Bytes of a version that nodes read from the origin, as reported.
+    pub fn origin_bytes(&self, dataset: DatasetId) -> u64 {
+        self.dataset(dataset).map_or(0, |ds| ds.origin_bytes)
     }
 
     /// Shards of a version that failed for good.

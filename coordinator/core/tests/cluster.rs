@@ -108,6 +108,72 @@ fn a_node_that_comes_back_gets_the_rest() {
 }
 
 #[test]
+fn what_bounds_a_stage_is_the_origin_the_links_or_the_disks() {
+    let by = |origin: f64, rates: [f64; 2]| {
+        let setup = Setup::new(4, 512, origin);
+        let link = setup.link;
+        let mut world = World::new(setup);
+        world.rates = rates.map(|rate| (rate * link) as u64);
+        world.join_all();
+        // Until heartbeats have told them.
+        world.pass(2_000_000);
+        world.request_all();
+        world.run(LIMIT);
+        let stage = world.core.stage(STAGE, world.now).expect("the stage");
+        (
+            stage.bound_by,
+            (stage.bound_us.expect("rates") as f64 / 1e6 * link / world.setup.bytes() as f64 * 10.0).round(),
+        )
+    };
+    assert_eq!(by(0.25, [1.0, 0.0]), ("origin", 40.0), "tenths of what the link alone takes");
+    assert_eq!(by(4.0, [1.0, 0.0]), ("link", 10.0), "the origin gives no more than the first node takes");
+    assert_eq!(by(4.0, [1.0, 3.0]).0, "link");
+    assert_eq!(by(4.0, [1.0, 0.5]), ("disk", 20.0));
+    assert_eq!(by(0.25, [1.0, 0.5]).0, "origin");
+    assert_eq!(by(0.25, [0.0, 0.0]), ("origin", 40.0), "nothing is known of links");
+    assert_eq!(by(4.0, [0.0, 1.0]).0, "disk", "it writes all the time that it receives");
+}
+
+#[test]
+fn what_was_done_stays_done_and_names_the_node_that_went() {
+    let mut setup = Setup::new(3, 64, 1.0);
+    setup.core.down_us = 50_000;
+    let mut world = started(setup);
+    world.at(Time(10_000), "kill", 1);
+    world.pass(5_000_000);
+    let stage = |world: &World| world.core.stage(STAGE, world.now).expect("the stage");
+    let failed = stage(&world);
+    assert_eq!((failed.state, failed.lacking.as_slice()), ("failed", [NodeId(1)].as_slice()));
+    assert!(failed.bytes_ready < failed.bytes_total);
+    let now = world.now;
+    world.at(now, "revive", 1);
+    world.pass(5_000_000);
+    let done = stage(&world);
+    assert_eq!((done.state, done.bytes_ready, done.lacking.as_slice()), ("done", done.bytes_total, [].as_slice()));
+
+    // What links do later is no measure of it.
+    world.rates = [1_000, 0];
+    let now = world.now;
+    world.at(now, "kill", 2);
+    world.pass(1_000_000);
+    let later = stage(&world);
+    assert_eq!((later.state, later.bytes_ready, later.elapsed_us), ("done", done.bytes_ready, done.elapsed_us));
+    assert_eq!(later.lacking, [NodeId(2)], "what it achieved, and where it is gone");
+    let now = world.now;
+    world.at(now, "revive", 2);
+    world.pass(5_000_000);
+    assert_eq!(stage(&world), done);
+    assert!(done.bound_us.is_some());
+    world.request(StageId(77), vec![0, 1, 2]);
+    let found = world.core.stage(StageId(77), world.now).expect("the other stage");
+    assert_eq!(
+        (found.state, found.bytes_found, found.bound_us),
+        ("done", found.bytes_total, None),
+        "nothing had to move"
+    );
+}
+
+#[test]
 fn a_slow_uplink_costs_little() {
     for (victim, rate) in [(2, 0.5), (2, 0.1), (5, 0.1), (6, 0.03)] {
         let setup = Setup::new(8, 4096, 1.0);

@@ -18,6 +18,7 @@ use crate::failure::ExitCode;
 use crate::nodes::details::Details;
 use crate::nodes::short;
 use crate::observe::events::{Kind, Severity, Telling};
+use crate::views::counted;
 
 type Checked<T> = Result<T, ConvertError>;
 
@@ -146,8 +147,7 @@ impl State {
     }
 
     fn take_heartbeat(&mut self, now: Time, node: NodeId, heartbeat: v1::Heartbeat) {
-        let event =
-            Event::Heartbeat { node, used_bytes: heartbeat.used_bytes, capacity_bytes: heartbeat.capacity_bytes };
+        let (used_bytes, capacity_bytes) = (heartbeat.used_bytes, heartbeat.capacity_bytes);
         let sequence = heartbeat.sequence;
         let before = self.nodes.get(node).map(|n| n.report.moved());
         if let Some(known) = self.nodes.get_mut(node) {
@@ -160,10 +160,15 @@ impl State {
         {
             let new = after.checksum_failures - before.checksum_failures;
             let name = self.nodes.name(node).to_owned();
-            let text = format!("{name} received bytes that do not match their checksum ({new} times)");
+            let text = format!("{name} received bytes that do not match their checksum ({})", counted(new, "time"));
             self.tell(Telling::new(Kind::Checksum, Severity::Error, text).node(name));
         }
-        self.core.handle_event(now, event);
+        let speeds = self.nodes.get(node).map(|n| (n.report.link.bytes_per_s, n.report.disk.bytes_per_s));
+        let (link_bytes_per_s, disk_bytes_per_s) = speeds.unwrap_or_default();
+        self.core.handle_event(
+            now,
+            Event::Heartbeat { node, used_bytes, capacity_bytes, link_bytes_per_s, disk_bytes_per_s },
+        );
         self.send(node, Order::HeartbeatAck(v1::HeartbeatAck { sequence }));
     }
 

@@ -240,13 +240,12 @@ impl State {
                 self.tell(Telling::new(Kind::Quarantined, Severity::Warning, text).node(name));
             }
             Note::LeaseExpired { node, dataset, pieces } => {
-                let text = format!(
-                    "{} did not read pieces {}..{} of {} in time; another node does",
-                    self.nodes.name(node),
-                    pieces.start,
-                    pieces.end,
-                    self.dataset_name(dataset)
-                );
+                let which = match pieces.len() {
+                    1 => format!("piece {}", pieces.start),
+                    _ => format!("pieces {} to {}", pieces.start, pieces.end.saturating_sub(1)),
+                };
+                let (name, dataset_name) = (self.nodes.name(node), self.dataset_name(dataset));
+                let text = format!("{name} did not read {which} of {dataset_name} in time; another node does");
                 let telling = Telling::new(Kind::LeaseExpired, Severity::Warning, text);
                 let (name, node) = (self.dataset_name(dataset), self.nodes.name(node).to_owned());
                 self.tell(telling.dataset(name).node(node));

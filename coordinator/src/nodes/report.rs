@@ -6,7 +6,7 @@ use millstream_proto::v1;
 use millstream_types::Time;
 
 use super::short;
-use crate::limits::{FALLBACKS_MAX, NODE_ERRORS_MAX};
+use crate::limits::{FALLBACKS_MAX, MOVING_US_MIN, NODE_ERRORS_MAX};
 
 /// Bytes that agents moved, as counters that never go back.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -58,6 +58,27 @@ impl Moved {
 /// One fallback of one node: from, to, reason.
 pub type FallbackKey = (String, String, String);
 
+/// Bytes over the time in which some were moved, from counters of both.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Speed {
+    /// Zero: not measured yet.
+    pub(crate) bytes_per_s: u64,
+    /// Bytes and microseconds, as the process that runs counts them.
+    seen: (u64, u64),
+}
+
+impl Speed {
+    /// Half of the rate is what was known before.
+    fn take(&mut self, bytes: u64, us: u64) {
+        let (new, took) = (bytes.saturating_sub(self.seen.0), us.saturating_sub(self.seen.1));
+        if new > 0 && took >= MOVING_US_MIN {
+            let rate = (new as f64 * 1e6 / took as f64) as u64;
+            self.bytes_per_s = if self.bytes_per_s == 0 { rate } else { self.bytes_per_s.midpoint(rate) };
+            self.seen = (bytes, us);
+        }
+    }
+}
+
 /// What heartbeats said.
 #[derive(Clone, Debug, Default)]
 pub struct Report {
@@ -69,6 +90,10 @@ pub struct Report {
     pub in_bytes_per_s: u64,
     /// Sending, bytes per second.
     pub out_bytes_per_s: u64,
+    /// What its link gives while pieces of peers arrive.
+    pub(crate) link: Speed,
+    /// What its disk takes while it is written to.
+    pub(crate) disk: Speed,
     /// On disk.
     pub used_bytes: u64,
     /// Of those, pinned.
@@ -102,6 +127,8 @@ impl Report {
         }
         self.in_bytes_per_s = heartbeat.in_bytes_per_s;
         self.out_bytes_per_s = heartbeat.out_bytes_per_s;
+        self.link.take(heartbeat.arrived_bytes, heartbeat.arriving_us);
+        self.disk.take(heartbeat.written_bytes, heartbeat.writing_us);
         self.used_bytes = heartbeat.used_bytes;
         self.pinned_bytes = heartbeat.pinned_bytes;
         self.partial_bytes = heartbeat.partial_bytes;
@@ -131,6 +158,7 @@ impl Report {
     pub(super) fn process_ended(&mut self) {
         self.before = self.moved();
         self.now = Moved::default();
+        (self.link.seen, self.disk.seen) = ((0, 0), (0, 0));
         (self.in_bytes_per_s, self.out_bytes_per_s) = (0, 0);
         self.fallbacks.clear();
         self.fell_back_at.clear();

@@ -5,6 +5,7 @@ use utoipa::ToSchema;
 
 use super::events::Severity;
 use crate::limits::{ALARMS_PER_KIND_MAX, DISK_NEAR_FULL, SLOW_NODES_MIN, SLOW_SHARE, STALLED_AFTER_S};
+use crate::views::counted;
 
 /// Something is wrong now.
 #[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
@@ -196,8 +197,8 @@ fn of_node(node: &NodeFacts, median: f64, alarms: &mut Vec<Alarm>) {
     if node.checksum_recent {
         let why = if node.last_error.is_empty() { String::new() } else { format!("; last error: {}", node.last_error) };
         let text = format!(
-            "{name} received bytes that did not match their checksum, {} times since it started{why}",
-            node.checksum_failures
+            "{name} received bytes that did not match their checksum, {} since it started{why}",
+            counted(node.checksum_failures, "time")
         );
         raise(
             "checksum",
@@ -208,7 +209,7 @@ fn of_node(node: &NodeFacts, median: f64, alarms: &mut Vec<Alarm>) {
         );
     }
     for f in node.fallbacks.iter().filter(|f| f.stands) {
-        let text = format!("{name} uses {} instead of {}: {} ({} times)", f.to, f.from, f.reason, f.count);
+        let text = format!("{name} uses {} instead of {}: {} ({})", f.to, f.from, f.reason, counted(f.count, "time"));
         raise(
             "fallback",
             Severity::Warning,

@@ -15,7 +15,7 @@ use crate::driver::State;
 use crate::observe::troubles::Trouble;
 
 /// Nodes named in the verdict of a list's item.
-const NAMED_IN_LIST: usize = 3;
+pub(crate) const NAMED_IN_LIST: usize = 3;
 /// Nodes named in the verdict of one version: its list of nodes has all.
 pub(super) const NAMED_IN_DETAIL: usize = 20;
 

@@ -1,5 +1,7 @@
 //! Nodes: the list, and one node with its links, transfers, versions and where it stands out.
 
+use std::cmp::Reverse;
+
 use millstream_coordinator_core::event::Source;
 use millstream_coordinator_core::holdings::Transfer;
 use millstream_types::{DatasetId, NodeId, Time};
@@ -131,7 +133,8 @@ impl State {
     }
 
     pub(crate) fn node_detail(&self, now: Time, node: &Node) -> NodeDetail {
-        let transfers = self.core.node_transfers(node.id, now);
+        let mut transfers = self.core.node_transfers(node.id, now);
+        transfers.sort_by_key(|(_, t)| Reverse(t.age_us));
         let mut links_in = self.links_in(now, node, &transfers);
         let mut links_out = self.links_out(now, node, &transfers);
         let mut datasets = self.node_datasets(now, node);
@@ -267,6 +270,8 @@ impl State {
         let up: Vec<&Node> = self.nodes.connected().collect();
         let rate = |n: &Node| self.core.node(n.id, now).map_or(0.0, |v| v.in_bytes_per_s);
         let slow = |n: &Node| self.core.node(n.id, now).map_or(1.0, |v| v.slow_out);
+        let link = |n: &Node| n.report.link.bytes_per_s as f64;
+        let disk = |n: &Node| n.report.disk.bytes_per_s as f64;
         let used = |n: &Node| n.report.used_bytes as f64 / n.report.capacity_bytes.max(1) as f64;
         let bad = |n: &Node| n.report.moved().checksum_failures as f64;
         let fallbacks = |n: &Node| n.report.fallbacks.values().sum::<u64>() as f64;
@@ -278,6 +283,8 @@ impl State {
         vec![
             measure("receiving rate while busy", "bytes_per_s", &rate, |v, m| v > 0.0 && v < 0.5 * m),
             measure("slowness as a source (1 is typical)", "factor", &slow, |v, m| v >= 2.0 && v > 1.5 * m),
+            measure("link, while peers send", "bytes_per_s", &link, |v, m| v > 0.0 && v < 0.5 * m),
+            measure("disk, while it is written to", "bytes_per_s", &disk, |v, m| v > 0.0 && v < 0.5 * m),
             measure("disk used", "share", &used, |v, m| v > 0.9 || (v > 0.5 && v > 2.0 * m)),
             measure("checksum failures", "count", &bad, |v, m| v > m),
             measure("fallbacks", "count", &fallbacks, |v, m| v > m),

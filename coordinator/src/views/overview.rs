@@ -1,14 +1,14 @@
 //! The overview: is everything where it shall be, and if not, why?
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use millstream_types::Time;
 use millstream_types::size::format_size;
+use millstream_types::{DatasetId, StageId, Time};
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::datasets::DatasetItem;
-use super::{Page, Paging};
+use super::{Page, Paging, counted};
 use crate::driver::State;
 use crate::driver::state::unix_ms;
 use crate::nodes::Moved;
@@ -70,7 +70,8 @@ struct Totals {
     rate_bytes_per_s: BySource,
     /// Of what stages wanted, there already when they began.
     found_bytes: u64,
-    /// Read from the origin by stages, over the bytes of their versions: 1.0 is once per cluster. Absent without any.
+    /// Read from the origin since this coordinator began, over the bytes, of versions whose stages are shown: 1.0 is once
+    /// per cluster. Absent without any.
     origin_over_dataset: Option<f64>,
     alarms: u32,
     alarms_error: u32,
@@ -130,12 +131,13 @@ impl State {
         let views = self.core.nodes(now);
         let recent = self.observed.history.recent();
         // Of those shown: the newest ones say what happens now.
-        let (mut origin, mut bytes, mut found) = (0, 0, 0);
-        for stage in &stages.items {
-            origin += stage.origin_bytes;
-            bytes += stage.dataset_bytes;
-            found += stage.bytes_found;
-        }
+        let found = stages.items.iter().map(|s| s.bytes_found).sum();
+        // A version that several stages want is wanted once from the origin.
+        let versions: BTreeSet<DatasetId> =
+            stages.items.iter().filter_map(|s| self.stages.get(&StageId(s.id))).map(|s| s.dataset).collect();
+        let origin: u64 = versions.iter().map(|&d| self.core.origin_bytes(d)).sum();
+        let bytes: u64 =
+            versions.iter().filter_map(|&d| self.datasets.get(d)).map(|d| d.manifest.layout().bytes()).sum();
         let alarms = &self.observed.alarms;
         Totals {
             nodes: views.len() as u32,
@@ -172,7 +174,7 @@ impl State {
 
     /// Stages: those that run first, then the newest.
     pub(crate) fn stage_list(&self, now: Time, paging: &Paging) -> Page<StageStatus> {
-        let running = |id: &millstream_types::StageId| self.observed.paces.contains_key(id);
+        let running = |id: &StageId| self.observed.paces.contains_key(id);
         let all = self.stages.iter().filter(|(_, s)| paging.names(&self.dataset_name(s.dataset)));
         let mut found: Vec<_> = all.collect();
         found.sort_by_key(|(id, _)| (!running(id), std::cmp::Reverse(id.0)));
@@ -230,13 +232,17 @@ fn headline(totals: &Totals, alarms: &[Alarm], datasets: &[DatasetItem]) -> Head
         None if totals.alarms_error > 0 => ("error", alarms.first().map(|a| a.text.clone()).unwrap_or_default()),
         None if datasets.is_empty() => ("empty", "no dataset is registered yet".to_owned()),
         None => {
-            let held = datasets.iter().filter(|d| d.verdict.state == "ready").count();
+            let staged = datasets.iter().any(|d| d.verdict.state == "ready");
             let used = format_size(totals.used_bytes);
-            let text = format!(
-                "everything that was staged is ready ({held} datasets shown, {used} on {} nodes)",
-                totals.nodes_up
-            );
-            (if totals.alarms > 0 { "warning" } else { "ok" }, text)
+            let place = counted(totals.nodes.into(), "node");
+            let text = match staged {
+                true => format!("everything that was staged is ready ({used} on {place})"),
+                false => "nothing is staged".to_owned(),
+            };
+            match alarms.first() {
+                Some(alarm) => ("warning", format!("{text}; {}", alarm.text)),
+                None => (if staged { "ok" } else { "empty" }, text),
+            }
         }
     };
     Headline { state, text }

@@ -130,7 +130,16 @@ impl World {
         }
         let info = node_info(n, epoch);
         let node = NodeId(n);
-        self.say(n, Word::Heartbeat { node, used_bytes: 0, capacity_bytes: info.capacity_bytes });
+        self.say(
+            n,
+            Word::Heartbeat {
+                node,
+                used_bytes: 0,
+                capacity_bytes: info.capacity_bytes,
+                link_bytes_per_s: 0,
+                disk_bytes_per_s: 0,
+            },
+        );
         self.clock.after(HEARTBEAT_US, Event::Heartbeat { node: n, epoch });
     }
 

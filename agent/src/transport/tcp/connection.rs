@@ -314,7 +314,7 @@ impl Connection {
         if len != pending.len {
             return Err(Ended::Protocol(format!("{len} bytes for a piece of {}", pending.len)));
         }
-        self.inbound.begin(id, len, pending.slot.take());
+        self.inbound.begin(id, len, pending.slot.take(), self.stats.arriving.begin());
         Ok(())
     }
 

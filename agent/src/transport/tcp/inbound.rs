@@ -12,6 +12,7 @@ use tokio::net::TcpStream;
 use super::socket::{self, Moved};
 use crate::buffers::Slot;
 use crate::limits::{PEER_LOW_WATER_MAX, PEER_READ_BYTES};
+use crate::pace::Moving;
 use crate::piece::Unverified;
 
 /// A piece that is arriving.
@@ -21,6 +22,7 @@ struct Body {
     filled: usize,
     /// `None`: nobody wants it any more, its bytes are read and dropped.
     into: Option<(Slot, Crc64Stream)>,
+    moving: Moving,
 }
 
 /// Something whole arrived.
@@ -100,9 +102,9 @@ impl Inbound {
     }
 
     /// The `len` bytes behind the data header just decoded go into `slot`, or nowhere.
-    pub(super) fn begin(&mut self, id: u64, len: u32, slot: Option<Slot>) {
+    pub(super) fn begin(&mut self, id: u64, len: u32, slot: Option<Slot>, moving: Moving) {
         let into = slot.map(|slot| (slot, Crc64Stream::default()));
-        self.body = Some(Body { id, len: len as usize, filled: 0, into });
+        self.body = Some(Body { id, len: len as usize, filled: 0, into, moving });
     }
 
     /// How many bytes are worth waking up for.
@@ -191,6 +193,7 @@ impl Inbound {
 
     fn take_piece(body: Body) -> Arrived {
         let len = body.len as u32;
+        body.moving.done(u64::from(len));
         let piece = body.into.map(|(slot, crc)| Unverified::new(slot, len, crc.value()));
         Arrived::Piece { id: body.id, piece }
     }

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::pace::{Moved, Pace};
 
 /// Counters of the asking side.
 #[derive(Debug, Default)]
@@ -12,6 +14,7 @@ pub struct TransportStats {
     pub(super) received_bytes: AtomicU64,
     pub(super) discarded_bytes: AtomicU64,
     pub(super) broken: Reasons,
+    pub(super) arriving: Arc<Pace>,
 }
 
 impl TransportStats {
@@ -33,6 +36,11 @@ impl TransportStats {
     /// Of those, bytes of pieces that nobody waited for any more.
     pub fn discarded_bytes(&self) -> u64 {
         self.discarded_bytes.load(Relaxed)
+    }
+
+    /// Pieces, and the time in which some were arriving: how fast the way to here is.
+    pub fn arriving(&self) -> Moved {
+        self.arriving.moved()
     }
 
     /// Connections that ended badly, by reason.

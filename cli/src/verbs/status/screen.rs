@@ -177,6 +177,9 @@ impl Screen {
     }
 
     fn body(&self, frame: &mut Frame<'_>, area: Rect) {
+        if self.documents.is_empty() {
+            return frame.render_widget("Loading …", area);
+        }
         if let Some(error) = self.documents.values().find_map(|d| d.get("error")?.as_str()) {
             frame.render_widget(Paragraph::new(error.to_owned()).wrap(Wrap { trim: true }), area);
             return;
@@ -223,7 +226,8 @@ mod tests {
             "alarms": [{"severity": "error", "text": "n2 is down", "next": "is the agent running?"}],
             "datasets": {"matched": 2, "items": [dataset("d@v1", "staging"), dataset("e@v1", "ready")]},
             "stages": {"matched": 1, "items": [{"id": 7, "dataset": "d@v1", "state": "running", "bytes_ready": 1,
-                       "bytes_total": 2, "eta_s": 3.2, "ratio_to_bound": 1.25, "bound_by": "link", "origin_bytes": 2, "dataset_bytes": 2}]},
+                       "bytes_total": 2, "eta_s": 3.2, "ratio_to_bound": 1.25, "bound_by": "link", "origin_bytes": 2, "dataset_bytes": 2,
+                       "lacking": [{"node": "n9", "reason": "its agent is not connected, for 12 s now"}]}]},
         });
         BTreeMap::from([("overview".to_owned(), document)])
     }
@@ -242,6 +246,7 @@ mod tests {
             "showing 2 of 2",
             "1.25 (link)",
             "50 %",
+            "▲ stage 7 is missing on n9: its agent is not connected, for 12 s now",
         ] {
             assert!(text.contains(part), "{part:?} is not in\n{text}");
         }
@@ -297,13 +302,16 @@ mod tests {
         let reason = "52 % there; 977 KiB ordered, none of it has arrived lately from any source";
         let nodes =
             json!({"matched": 1, "items": [{"node": "n1", "state": "receiving", "percent": 52, "reason": reason}]});
+        let failure = json!({"key": "shard-0001.tar", "piece": 3, "detail": "the shard is not what the origin says",
+                             "expected": "crc64nvme:0123456789abcdef", "actual": "crc64nvme:fedcba9876543210", "source": "origin"});
         let map = json!({"nodes_per_row": 1, "shards_per_column": 4, "totals": {"ready": 123_456, "queued": 654_321, "receiving": 99_999},
                          "rows": [{"label": "n1", "cells": "o9"}]});
         let dataset = json!({"verdict": {"state": "staging", "text": "ready on 0 of 1 nodes"}, "bytes": 20_000_000, "shards": 200,
-                             "origin_bytes": 10_000_000, "transfers_from_origin": 20, "transfers_from_peers": 20, "failures": {"items": []}});
+                             "origin_bytes": 10_000_000, "transfers_from_origin": 20, "transfers_from_peers": 20,
+                             "failures": {"items": [failure]}});
         screen.take([("nodes", nodes), ("map", map), ("dataset", dataset)].map(|(k, v)| (k.to_owned(), v)).into());
         let text = words(&shown_on(&screen, 80, 24));
-        for part in [reason, "✕ bad", "ready 123456", "20 from peers", "1 node by 4 shards"] {
+        for part in [reason, "✕ bad", "ready 123456", "20 from peers", "1 node by 4 shards", "source origin"] {
             assert!(text.contains(part), "{part:?} is not in\n{text}");
         }
     }
@@ -314,7 +322,10 @@ mod tests {
         screen.lost("no coordinator answers".into());
         assert!(shown(&screen, 80).contains("✕ no coordinator answers"));
         for view in [View::Overview, View::Nodes, View::Dataset("d".into()), View::Node("n".into())] {
-            shown(&Screen::new(view), 10);
+            let mut screen = Screen::new(view);
+            assert!(shown(&screen, 40).contains("Loading"));
+            screen.take(BTreeMap::from([("none".to_owned(), Value::Null)]));
+            shown(&screen, 10);
         }
         let wrong = json!({"error": "no node n1", "next": "", "code": 3});
         screen.take(BTreeMap::from([("node".to_owned(), wrong)]));

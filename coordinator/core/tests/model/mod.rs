@@ -160,6 +160,8 @@ pub struct World {
     /// Shards that the origin no longer has as they were.
     pub origin_lacks: RunSet,
     pub readers: BTreeMap<u32, Loader>,
+    /// What heartbeats say of links and disks.
+    pub rates: [u64; 2],
     core_down: bool,
     ticking: bool,
     scripted: u32,
@@ -198,6 +200,7 @@ impl World {
             discarded: 0,
             origin_lacks: RunSet::new(),
             readers: BTreeMap::new(),
+            rates: [0, 0],
             core_down: false,
             ticking: false,
             scripted: 0,
@@ -462,7 +465,13 @@ impl World {
                         if self.nodes[node as usize].alive && self.nodes[node as usize].up {
                             self.core.handle_event(
                                 self.now,
-                                Event::Heartbeat { node: NodeId(node), used_bytes: 0, capacity_bytes: 0 },
+                                Event::Heartbeat {
+                                    node: NodeId(node),
+                                    used_bytes: 0,
+                                    capacity_bytes: 0,
+                                    link_bytes_per_s: self.rates[0],
+                                    disk_bytes_per_s: self.rates[1],
+                                },
                             );
                         }
                     }

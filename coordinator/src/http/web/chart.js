@@ -1,7 +1,7 @@
 // Throughput by source, stacked, over the last minutes.
 
 import { el, panel } from "./dom.js";
-import { bytes, rate } from "./format.js";
+import { bytes, clock, rate } from "./format.js";
 import uPlot from "./uplot.js";
 
 const SOURCES = [
@@ -20,6 +20,10 @@ function columns(samples) {
   const upTo = (last) => times.map((t) => samples[t].slice(0, last + 1).reduce((sum, n) => sum + n, 0));
   return [times, ...SOURCES.map((_, i) => upTo(i))];
 }
+
+/** Steps between marks: whole seconds and minutes, and powers of two of bytes. */
+const SECONDS = [1, 2, 5, 10, 15, 30, 60, 120];
+const BYTES = Array.from({ length: 45 }, (_, i) => 2 ** i);
 
 export class Throughput {
   constructor() {
@@ -55,11 +59,11 @@ export class Throughput {
     return {
       width,
       height: 180,
-      padding: [8, 8, 0, 0],
+      padding: [8, 30, 0, 0],
       legend: { show: false },
       cursor: { drag: { x: false, y: false } },
       scales: { x: { time: true }, y: { range: (u, min, max) => [0, Math.max(max * 1.1, 1024)] } },
-      axes: [axis, { ...axis, size: 88, values: (u, ticks) => ticks.map((v) => (v ? `${bytes(v)}/s` : "0")) }],
+      axes: [{ ...axis, space: 75, incrs: SECONDS, values: (u, ticks) => ticks.map((t) => clock(1000 * t).slice(-8)) }, { ...axis, size: 88, incrs: BYTES, values: (u, ticks) => ticks.map((v) => (v ? `${bytes(v)}/s` : "0")) }],
       series: [{}, ...SOURCES.map(line)],
       // The fill of each is down to the one below it.
       bands: [{ series: [2, 1] }, { series: [3, 2] }, { series: [4, 3] }],

@@ -22,6 +22,8 @@ const blockingColumns = [
 /** Enough of a checksum to tell it from others; the JSON has all of it. */
 const shortened = (text) => (text.length > 19 ? `${text.slice(0, 18)}…` : text);
 
+const few = (names, total) => `${names.join(", ") || "–"}${total > names.length ? ` and ${(total - names.length).toLocaleString("en")} more` : ""}`;
+
 const shardColumns = [
   { head: "Shard", cell: (s) => el("span", { class: "key" }, s.key) },
   { head: "State", cell: (s) => state(s.state) },
@@ -30,8 +32,8 @@ const shardColumns = [
   { head: "Bytes %", number: true, cell: (s) => (s.wanted ? `${s.bytes_percent} %` : "–") },
   { head: "Time", number: true, minor: true, cell: (s) => span(s.time_s) },
   { head: "Type", minor: true, cell: (s) => s.type || "–" },
-  { head: "Source", minor: true, cell: (s) => s.sources.join(", ") || "–" },
-  { head: "Target", minor: true, cell: (s) => s.targets.join(", ") || "–" },
+  { head: "Source", minor: true, cell: (s) => few(s.sources, s.sources_total) },
+  { head: "Target", minor: true, cell: (s) => few(s.targets, s.targets_total) },
   { head: "Elsewhere", minor: true, cell: (s) => STATES.filter(([, name]) => name !== "ready" && s.nodes[name]).map(([, name]) => `${name} ${s.nodes[name]}`).join(", ") || "–" },
   { head: "Origin checksum", minor: true, cell: (s) => (s.origin_checksum ? el("code", { title: s.origin_checksum }, shortened(s.origin_checksum)) : state("warning", "none")) },
 ];
@@ -160,6 +162,7 @@ export const dataset = {
             ? panel("Wrong bytes that nobody saw", { id: "mended", json: base, note: "noticed, thrown away and fetched again; newest first" }, table("Wrong bytes that nobody saw", mendedColumns, d.mended))
             : el("span", { hidden: true }),
       },
+      { watches: [base], render: ([d]) => panel("Stages", { id: "stages", json: base }, table("Stages", stageColumns, d.stages, { empty: `None: millstream stage ${d.dataset}`, key: (s) => s.id })) },
       {
         watches: [mapWatch],
         render: ([m], { again }, box) => {
@@ -225,7 +228,6 @@ export const dataset = {
           return panel("Shards", { id: "shards", json: shardsWatch }, tools, table("Shards", shardColumns, page.items, { empty: "None.", key: (s) => s.shard }));
         },
       },
-      { watches: [base], render: ([d]) => panel("Stages", { id: "stages", json: base }, table("Stages", stageColumns, d.stages, { empty: `None: millstream stage ${d.dataset}`, key: (s) => s.id })) },
       { render: () => el("p", {}, el("a", { href: link("events", "", { dataset: argument }) }, `Events about ${argument}`)) },
     ];
   },

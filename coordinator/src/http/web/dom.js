@@ -212,9 +212,9 @@ export function state(name, text) {
 let typing = 0;
 
 /** A filter's text field and state choices, and the pages of a list. `go` gets the changed query. */
-export function listTools({ page, query, states, label, go, limit }) {
+export function listTools({ page, query, states, label, go, limit, by = "name", what = "state" }) {
   const search = el("input", {
-    type: "search", placeholder: "filter by name", "aria-label": `Filter ${label} by name`, "data-key": `q-${label}`, value: query.q || "",
+    type: "search", placeholder: `filter by ${by}`, "aria-label": `Filter ${label} by ${by}`, "data-key": `q-${label}`, value: query.q || "",
     oninput: (event) => {
       clearTimeout(typing);
       const text = event.target.value;
@@ -224,8 +224,8 @@ export function listTools({ page, query, states, label, go, limit }) {
   const choice = states
     ? el(
         "select",
-        { "aria-label": `Show ${label} in state`, "data-key": `state-${label}`, onchange: (e) => go({ state: e.target.value, offset: "" }) },
-        ...["", ...states].map((s) => el("option", { value: s, selected: (query.state || "") === s }, s || "any state")),
+        { "aria-label": `Show ${label} ${what === "state" ? "in state" : `of ${what}`}`, "data-key": `state-${label}`, onchange: (e) => go({ state: e.target.value, offset: "" }) },
+        ...["", ...states].map((s) => el("option", { value: s, selected: (query.state || "") === s }, s || `any ${what}`)),
       )
     : null;
   const shown = page ? page.items.length : 0;

@@ -152,7 +152,7 @@ export const events = {
       {
         watches: [watch],
         render: ([page], { go }) => {
-          const tools = listTools({ page, query, states: KINDS, label: "events", go, limit: limit() });
+          const tools = listTools({ page, query, states: KINDS, label: "events", go, limit: limit(), by: "text", what: "kind" });
           const severity = el(
             "select",
             { "aria-label": "Show events of severity", "data-key": "severity", onchange: (e) => go({ severity: e.target.value, offset: "" }) },

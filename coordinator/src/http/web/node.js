@@ -72,12 +72,13 @@ function disk(d) {
   const free = Math.max(0, d.capacity_bytes - d.used_bytes);
   const other = Math.max(0, d.used_bytes - d.pinned_bytes - d.partial_bytes);
   const classes = [["pinned or leased", d.pinned_bytes], ["may be evicted", other], ["on its way (partial)", d.partial_bytes], ["free of the quota", free]];
+  const speed = d.write_bytes_per_s ? rate(d.write_bytes_per_s) : "not measured yet";
   return el(
     "div",
     {},
     el("p", {}, `${bytes(d.used_bytes)} of ${bytes(d.capacity_bytes)} (${percent(d.used_bytes, d.capacity_bytes)})`),
     bar(d.used_bytes, d.capacity_bytes, "Disk used"),
-    el("dl", { class: "facts" }, ...classes.flatMap(([name, n]) => [el("dt", {}, name), el("dd", {}, bytes(n))])),
+    el("dl", { class: "facts" }, ...classes.flatMap(([name, n]) => [el("dt", {}, name), el("dd", {}, bytes(n))]), el("dt", {}, "while it is written to"), el("dd", {}, speed)),
   );
 }
 
@@ -91,6 +92,7 @@ function facts(n) {
     ["Agent", n.agent_version || "–"],
     ["Receives", rate(n.rate_bytes_per_s.in)],
     ["Sends", rate(n.rate_bytes_per_s.out)],
+    ["Link, while peers send", n.link_bytes_per_s ? rate(n.link_bytes_per_s) : "not measured yet"],
     ["Local hits", `${bytes(n.local_hit_bytes)} of shards that readers wanted and found in place`],
     ["Ordered, not done", bytes(n.outstanding_bytes)],
     ["Checksum failures", String(n.checksum_failures)],
@@ -126,7 +128,7 @@ export const node = {
         ]),
         class: "two",
       },
-      about(([n]) => panel("Moving now", { id: "transfers", json: base, note: partly(first(n.transfers).length, n.totals.transfers) }, table("Transfers", transferColumns, first(n.transfers), { empty: "Nothing moves.", key: (t) => `${t.source}-${t.target}-${t.first_key}` }))),
+      about(([n]) => panel("Moving now", { id: "transfers", json: base, note: partly(first(n.transfers).length, n.totals.transfers) || "the oldest first" }, table("Transfers", transferColumns, first(n.transfers), { empty: "Nothing moves.", key: (t) => `${t.source}-${t.target}-${t.first_key}` }))),
       about(([n]) => panel("Compared with the others", { id: "compared", json: base }, table("Compared", comparedColumns, n.compared, {}))),
       about(([n]) =>
         panel(

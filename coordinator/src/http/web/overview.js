@@ -60,8 +60,10 @@ export const stageColumns = [
       el(
         "div",
         {},
-        state(s.state, `${s.state} · ${percent(s.bytes_ready, s.bytes_total)} of ${bytes(s.bytes_total)}`),
-        s.state === "running" ? bar(s.bytes_ready, s.bytes_total, `Stage ${s.id}`) : null,
+        state(s.state, s.placement === "window" ? `${s.state} · as readers need it` : `${s.state} · ${percent(s.bytes_ready, s.bytes_total)} of ${bytes(s.bytes_total)}`),
+        s.state === "running" && s.bytes_total ? bar(s.bytes_ready, s.bytes_total, `Stage ${s.id}`) : null,
+        ...s.lacking.map((b) => el("div", {}, state("warning", s.state === "done" ? "now missing on " : "missing on "), el("a", { href: link("nodes", b.node), "data-key": `l-${s.id}-${b.node}` }, b.node), `: ${b.reason || b.state}`)),
+        s.nodes_lacking > s.lacking.length ? el("div", { class: "soft" }, `and on ${count(s.nodes_lacking - s.lacking.length, "more node")}`) : null,
       ),
   },
   { head: "Nodes", number: true, minor: true, cell: (s) => String(s.nodes.length) },
@@ -73,7 +75,7 @@ export const stageColumns = [
   {
     head: "T/T*",
     number: true,
-    cell: (s) => el("span", { title: "time over its lower bound, from measured rates" }, ratio(s.ratio_to_bound), s.bound_s === null ? null : el("div", { class: "soft" }, `${s.bound_by} · T* ${span(s.bound_s)}`)),
+    cell: (s) => el("span", { title: "time over its lower bound, from measured rates" }, ratio(s.ratio_to_bound), s.bound_s === null ? null : el("div", { class: "soft" }, `${s.bound_by} · T* ${span(s.bound_s)}${s.state === "running" ? ", so far" : ""}`)),
   },
   { head: "S3 ÷ dataset", number: true, cell: (s) => (s.dataset_bytes ? ratio(s.origin_bytes / s.dataset_bytes) : "–") },
   { head: "Found in place", number: true, minor: true, cell: (s) => bytes(s.bytes_found) },
@@ -89,7 +91,7 @@ function tiles(t) {
     tile("Running stages", String(t.stages_running)),
     tile("Arriving now", rate(r.origin + r.rdma + r.tcp), `S3 ${rate(r.origin)} · RDMA ${rate(r.rdma)} · TCP ${rate(r.tcp)}`),
     tile("Local hits", rate(r.local), `${bytes(t.received_bytes.local)} in all: shards that readers found in place`),
-    tile("S3 bytes ÷ dataset bytes", ratio(t.origin_over_dataset), "stages shown below; 1.00 is once per cluster"),
+    tile("S3 ÷ dataset", ratio(t.origin_over_dataset), "of what is staged below, since this coordinator began; 1.00 is once per cluster"),
     tile("Found by stages", bytes(t.found_bytes), "there already when the stages shown below began"),
     tile("Disks", percent(t.used_bytes, t.capacity_bytes), `${bytes(t.used_bytes)} of ${bytes(t.capacity_bytes)}`),
   );

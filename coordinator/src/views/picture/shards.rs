@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::super::datasets::TransferItem;
-use super::super::{Page, Paging, percent};
+use super::super::{Page, Paging, natural, percent};
 use super::{Counts, Picture};
 
 /// Sources and targets named for one shard.
@@ -34,6 +34,9 @@ pub(crate) struct ShardItem {
     /// The first nodes that receive it now, and from whom.
     targets: Vec<String>,
     sources: Vec<String>,
+    /// How many there are of both.
+    targets_total: u32,
+    sources_total: u32,
     /// Verified bytes of it on all nodes together, of those that they want; never 100 before all.
     bytes_percent: u64,
     /// The origin's own checksum, empty where it has none.
@@ -100,9 +103,13 @@ impl Picture {
             let mut names: Vec<String> = moving.iter().map(|&t| of(t).to_owned()).collect();
             names.sort_unstable();
             names.dedup();
+            let total = names.len() as u32;
+            names.sort_by_cached_key(|name| natural(name));
             names.truncate(PEERS_NAMED);
-            names
+            (names, total)
         };
+        let ((targets, targets_total), (sources, sources_total)) =
+            (few(TransferItem::target), few(TransferItem::source));
         let entry = self.sample.manifest.shards().get(shard as usize);
         ShardItem {
             shard,
@@ -116,8 +123,10 @@ impl Picture {
             time_s: moving.iter().map(|t| t.age()).max_by(f64::total_cmp),
             r#type: types.join(", "),
             bytes_percent: if wanted == 0 { 0 } else { percent(there, h.layout.shard_len(shard) * u64::from(wanted)) },
-            targets: few(TransferItem::target),
-            sources: few(TransferItem::source),
+            targets,
+            targets_total,
+            sources,
+            sources_total,
             origin_checksum: entry.and_then(|s| s.checksum.as_ref()).map(ToString::to_string).unwrap_or_default(),
         }
     }

@@ -9,8 +9,8 @@ use serde_json::Value;
 
 use super::Screen;
 use super::words::{
-    alarm, bytes, count, counted, dim, failure, items, keeper, legend, links, map_row, mark, number, rail, right,
-    stage, text, titled,
+    alarm, bytes, count, counted, dim, failure, items, keeper, lacking, legend, links, map_row, mark, number, rail,
+    right, stage, text, titled,
 };
 
 /// A list in which rows are selected.
@@ -28,6 +28,15 @@ fn height(lines: &[Line<'_>], width: u16) -> u16 {
     lines.iter().map(|l| if l.width() <= width * 10 / 9 { 1 } else { l.width().div_ceil(width) as u16 }).sum()
 }
 
+/// Alarms are told in full as far as there is room; the title says how many there are.
+fn shorten(alarms: &mut Vec<Line<'_>>, width: u16, most: u16) -> String {
+    let all = alarms.len();
+    while alarms.len() > 1 && height(alarms, width) > most {
+        alarms.pop();
+    }
+    if alarms.len() < all { format!("Alarms: showing {} of {all}", alarms.len()) } else { "Alarms".to_owned() }
+}
+
 /// What the columns of fixed width leave.
 fn left_by(widths: &[Constraint], width: u16) -> usize {
     let fixed = widths.iter().map(|w| if let Constraint::Length(n) = w { n + 1 } else { 1 });
@@ -41,14 +50,17 @@ impl Screen {
 
     pub(super) fn overview(&self, frame: &mut Frame<'_>, area: Rect) {
         let o = self.document("overview");
-        let alarms: Vec<Line<'_>> = items(o, "/alarms").iter().map(alarm).collect();
+        let mut alarms: Vec<Line<'_>> = items(o, "/alarms").iter().map(alarm).collect();
         let stages: Vec<Row<'_>> = items(o, "/stages/items").iter().map(stage).collect();
         let most = area.height / 3;
-        let [head, alarm_area, datasets, stage_area] = Layout::vertical([
+        let title = shorten(&mut alarms, area.width, most.saturating_sub(1));
+        let gaps: Vec<Line<'_>> = items(o, "/stages/items").iter().flat_map(lacking).take(3).collect();
+        let [head, alarm_area, datasets, stage_area, gap_area] = Layout::vertical([
             Constraint::Length(3),
-            Constraint::Length(if alarms.is_empty() { 0 } else { (height(&alarms, area.width) + 2).min(most) }),
+            Constraint::Length(if alarms.is_empty() { 0 } else { (height(&alarms, area.width) + 1).min(most) }),
             Constraint::Min(4),
             Constraint::Length((stages.len() as u16 + 3).min(most)),
+            Constraint::Length(height(&gaps, area.width).min(most)),
         ])
         .areas(area);
         let t = |field: &str| bytes(o, &format!("/totals/rate_bytes_per_s/{field}"));
@@ -66,8 +78,7 @@ impl Screen {
             )),
         ];
         frame.render_widget(Paragraph::new(lines).wrap(Wrap { trim: true }), head);
-        frame
-            .render_widget(Paragraph::new(alarms).wrap(Wrap { trim: true }).block(titled("Alarms".into())), alarm_area);
+        frame.render_widget(Paragraph::new(alarms).wrap(Wrap { trim: true }).block(titled(title)), alarm_area);
         let waits = |d: &Value| {
             let waits = items(d, "/verdict/waiting_for").first();
             waits.map(|b| format!("{}: {}", text(b, "/node"), text(b, "/reason"))).unwrap_or_default()
@@ -99,6 +110,7 @@ impl Screen {
             Table::new(stages, widths).header(heads).block(titled(counted("Stages", o, "/stages"))),
             stage_area,
         );
+        frame.render_widget(Paragraph::new(gaps).wrap(Wrap { trim: true }), gap_area);
     }
 
     pub(super) fn dataset(&self, frame: &mut Frame<'_>, area: Rect) {
@@ -118,7 +130,11 @@ impl Screen {
         let [head, map, bad, nodes] = Layout::vertical([
             Constraint::Length(height(&words, area.width)),
             Constraint::Length(rows.len() as u16 + 2),
-            Constraint::Length(if failures.is_empty() { 0 } else { failures.len() as u16 + 2 }),
+            Constraint::Length(if failures.is_empty() {
+                0
+            } else {
+                (height(&failures, area.width) + 2).min(area.height / 3)
+            }),
             Constraint::Min(4),
         ])
         .areas(area);
@@ -129,7 +145,7 @@ impl Screen {
             count(m, "/shards_per_column", "shard")
         );
         frame.render_widget(Paragraph::new(rows.iter().map(map_row).collect::<Vec<_>>()).block(titled(title)), map);
-        frame.render_widget(Paragraph::new(failures).block(titled("Failures".into())), bad);
+        frame.render_widget(Paragraph::new(failures).wrap(Wrap { trim: true }).block(titled("Failures".into())), bad);
         let rows = items(self.document("nodes"), "/items").iter().map(|n| {
             let share = format!("{} %", text(n, "/percent"));
             vec![

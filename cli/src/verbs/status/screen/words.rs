@@ -101,6 +101,15 @@ pub(super) fn stage(stage: &Value) -> Row<'static> {
     ])
 }
 
+/// Nodes that lack what a stage was to bring there, and are not waited for.
+pub(super) fn lacking(stage: &Value) -> Vec<Line<'static>> {
+    let named = items(stage, "/lacking").iter().map(|b| {
+        let words = format!("stage {} is missing on {}: {}", text(stage, "/id"), text(b, "/node"), text(b, "/reason"));
+        Line::from(mark("warning", words))
+    });
+    named.collect()
+}
+
 pub(super) fn rail(rail: &Value) -> Line<'static> {
     let state = text(rail, "/state");
     if !matches!(state.as_str(), "" | "-" | "up") {
