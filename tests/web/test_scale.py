@@ -42,9 +42,9 @@ def test_the_largest_view_stays_small_and_says_what_it_leaves_out(simulated, ope
     client.send("Network.enable")
     page.goto(simulated.url + "#/datasets/simulated@v1")
     expect(page.locator("canvas.map")).to_be_visible()
-    expect(page.locator("#shards .count")).to_have_text(f"showing 1–50 of {SHARDS}")
-    expect(page.locator("#nodes .count")).to_have_text(f"showing 1–20 of {NODES}")
-    expect(page.locator("#map")).to_contain_text(f"{NODES} of 1,000 nodes, 10,000 of 10,000 shards")
+    expect(page.locator("#shards .count")).to_have_text(f"showing 1–50 of {SHARDS:,}")
+    expect(page.locator("#nodes .count")).to_have_text(f"showing 1–20 of {NODES:,}")
+    expect(page.locator("#map")).to_contain_text("1,000 of 1,000 nodes, 10,000 of 10,000 shards")
     expect(page.locator("main")).not_to_contain_text("Loading")
     assert sum(received) <= BYTES_MAX, f"{sum(received)} bytes until the data is shown"
     shots(page, "dataset-1000-nodes-by-10000-shards")
@@ -68,7 +68,7 @@ def test_an_update_keeps_what_did_not_change(simulated, open_page):
     assert page.evaluate(fresh) == 0, "made anew, although it is the same"
     # Buttons that were kept do what the newest drawing says.
     page.locator("#shards").get_by_role("button", name="next shards").click()
-    expect(page.locator("#shards .count")).to_have_text(f"showing 51–100 of {SHARDS}")
+    expect(page.locator("#shards .count")).to_have_text(f"showing 51–100 of {SHARDS:,}")
 
 
 def test_the_map_after_updates_is_the_map_painted_anew(simulated, open_page):

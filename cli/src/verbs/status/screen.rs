@@ -195,6 +195,7 @@ impl Screen {
 
 #[cfg(test)]
 mod tests {
+    use millstream_types::size::format_size;
     use ratatui::Terminal;
     use ratatui::backend::TestBackend;
     use serde_json::json;
@@ -312,6 +313,21 @@ mod tests {
         screen.take([("nodes", nodes), ("map", map), ("dataset", dataset)].map(|(k, v)| (k.to_owned(), v)).into());
         let text = words(&shown_on(&screen, 80, 24));
         for part in [reason, "✕ bad", "ready 123456", "20 from peers", "1 node by 4 shards", "source origin"] {
+            assert!(text.contains(part), "{part:?} is not in\n{text}");
+        }
+    }
+
+    #[test]
+    fn eighty_columns_have_room_for_nodes() {
+        let rate = json!({"in": 1_071_644_672u64, "out": 1_071_644_672u64});
+        let node = json!({"node": "gpu-rack12-n07", "state": "suspect", "io": "blocking", "rate_bytes_per_s": rate,
+                          "disk": {"used_bytes": 1_071_644_672u64, "capacity_bytes": 1_097_364_144_128u64}});
+        let mut screen = Screen::new(View::Nodes);
+        screen.take(BTreeMap::from([("nodes".to_owned(), json!({"matched": 1, "items": [node]}))]));
+        let text = shown(&screen, 80);
+        let size = format_size(1_071_644_672);
+        let used = format!("{size} of {}", format_size(1_097_364_144_128));
+        for part in ["gpu-rack12-n07", "▲ suspect", &used, &format!(" {size}/s"), "blocking"] {
             assert!(text.contains(part), "{part:?} is not in\n{text}");
         }
     }

@@ -102,7 +102,7 @@ function head(d) {
     ["Origin checksums", d.origin_verified ? "every shard can be compared with the origin's own" : state("warning", "the origin has none for some shards: origin-unverified")],
     ["Piece checksums", d.indexed ? "known in advance (index)" : "learned by the first reader"],
     ["Read from origin", `${bytes(d.origin_bytes)} since this coordinator began${d.bytes ? ` (${(d.origin_bytes / d.bytes).toFixed(2)} × the dataset)` : ""}`],
-    ["Moving now", `${count(d.transfers_from_origin, "order")} from the origin, ${d.transfers_from_peers} from peers`],
+    ["Moving now", `${count(d.transfers_from_origin, "order")} from the origin, ${d.transfers_from_peers.toLocaleString("en")} from peers`],
     ["Pinned on", d.pinned_on.length ? d.pinned_on.slice(0, 8).join(", ") + (d.pinned_on.length > 8 ? ` and ${d.pinned_on.length - 8} more` : "") : "no node"],
     ["Digest", el("code", { class: "digest" }, d.digest)],
   ];
@@ -167,7 +167,7 @@ export const dataset = {
         watches: [mapWatch],
         render: ([m], { again }, box) => {
           const cover = m.nodes_per_row > 1 || m.shards_per_column > 1 ? `one cell is ${count(m.nodes_per_row, "node")} × ${count(m.shards_per_column, "shard")}` : "one cell is one node and one shard";
-          const note = `${m.nodes} of ${count(m.nodes_total, "node")}, ${m.shards.toLocaleString("en")} of ${count(m.shards_total, "shard")}; ${cover}${m.sampled_every > 1 ? `; 1 of ${m.sampled_every} shards looked at` : ""}`;
+          const note = `${m.nodes.toLocaleString("en")} of ${count(m.nodes_total, "node")}, ${m.shards.toLocaleString("en")} of ${count(m.shards_total, "shard")}; ${cover}${m.sampled_every > 1 ? `; 1 of ${m.sampled_every} shards looked at` : ""}`;
           const tools = el(
             "span",
             { class: "tools" },

@@ -230,8 +230,8 @@ export function listTools({ page, query, states, label, go, limit, by = "name", 
     : null;
   const shown = page ? page.items.length : 0;
   const from = page && shown ? page.offset + 1 : 0;
-  const filtered = page && page.matched !== page.total ? ` that match (${page.total} in all)` : "";
-  const text = page ? `showing ${from ? `${from}–${page.offset + shown}` : "0"} of ${page.matched}${filtered}` : "";
+  const filtered = page && page.matched !== page.total ? ` that match (${page.total.toLocaleString("en")} in all)` : "";
+  const text = page ? `showing ${from ? `${from.toLocaleString("en")}–${(page.offset + shown).toLocaleString("en")}` : "0"} of ${page.matched.toLocaleString("en")}${filtered}` : "";
   const step = limit || 50;
   const button = (name, to, able) =>
     el("button", { type: "button", disabled: !able, "data-key": `${name}-${label}`, "aria-label": `${name} ${label}`, onclick: () => go({ offset: to ? String(to) : "" }) }, name === "previous" ? "‹" : "›");

@@ -254,7 +254,8 @@ impl Screen {
                 Cell::new(text(n, "/io")),
             ]
         });
-        let widths = [20, 12, 24, 14, 14, 10].map(Constraint::Length);
+        let mut widths = [14, 9, 21, 11, 11, 8].map(Constraint::Length);
+        widths[0] = Constraint::Min(14);
         let heads = ["NODE", "STATE", "DISK", "IN", "OUT", "IO"].into();
         Listed { heads, widths: widths.into(), rows: rows.collect(), long: Vec::new() }
     }
