@@ -202,6 +202,8 @@ pub struct Agent {
     pub held: BTreeMap<u32, Held>,
     /// Carried over from before: pieces and sealed shards by digest.
     pub disk: BTreeMap<Digest, (RunSet, RunSet)>,
+    /// Orders for pieces whose checksums it was not told yet.
+    waiting: Vec<v1::Assign>,
     /// Assignments that read from the origin, and others.
     pub origin_pieces: BTreeSet<u32>,
     pub peer_sources: BTreeSet<String>,
@@ -224,6 +226,7 @@ impl Agent {
             queue: Default::default(),
             held: BTreeMap::new(),
             disk: BTreeMap::new(),
+            waiting: Vec::new(),
             origin_pieces: BTreeSet::new(),
             peer_sources: BTreeSet::new(),
         };
@@ -299,8 +302,14 @@ impl Agent {
             v1::source::From::Origin(_) => {
                 for piece in range.clone() {
                     assert!(self.origin_pieces.insert(piece), "piece {piece} read twice");
+                    held.known.insert(piece);
                     crcs.push(crc_at_origin(&held.manifest, piece).0);
                 }
+            }
+            // Nothing from a peer is written before it is known what it should be.
+            v1::source::From::Peer(_) if !held.known.contains_range(range.clone()) => {
+                self.waiting.push(assign.clone());
+                return;
             }
             v1::source::From::Peer(peer) => {
                 assert!(peer.address.ends_with(":7072"), "{peer:?}");
@@ -356,6 +365,9 @@ impl Agent {
             Order::Checksums(checksums) => {
                 let held = self.held.get_mut(&checksums.dataset).expect("attached before");
                 held.known.insert_range(checksums.first..checksums.first + checksums.crcs.len() as u32);
+                for waiting in std::mem::take(&mut self.waiting) {
+                    self.fetch(&waiting).await;
+                }
             }
             Order::Detach(detach) => {
                 let held = self.held.remove(&detach.dataset);
