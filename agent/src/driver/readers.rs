@@ -38,6 +38,15 @@ pub(super) struct Reader {
     pub(super) by: String,
 }
 
+impl Reader {
+    /// Has it open, as far as is known?
+    fn reads(&self, shard: ShardNo) -> bool {
+        let open = if self.open == 0 { usize::MAX } else { self.open as usize };
+        self.left.contains(shard)
+            && self.order.iter().filter(|&&s| self.left.contains(s)).take(open).any(|&s| s == shard)
+    }
+}
+
 impl Driver {
     pub(super) fn reader_moved(&mut self, moved: ReaderMove) {
         let local = self.by_digest.get(&moved.digest).and_then(|&d| self.open(d)).map(|o| o.local.clone());
@@ -114,7 +123,7 @@ impl Driver {
         self.to_wire.get(self.by_digest.get(digest)?).copied()
     }
 
-    /// The coordinator lets shards go. What is in use here stays, and it is told so.
+    /// The coordinator lets shards go. What is being read here stays, and it is told so.
     pub(super) fn drop_shards(&mut self, dataset: DatasetId, shards: v1::Runs) {
         let Some((digest, local)) = self.open(dataset).map(|o| (o.digest, o.local.clone())) else { return };
         let layout = local.manifest.layout();
@@ -126,7 +135,7 @@ impl Driver {
         let mut kept = RunSet::new();
         for shard in shards.iter() {
             let mut readers = self.readers.range((digest, 0)..=(digest, u64::MAX));
-            if kept_whole || readers.any(|(_, r)| r.left.contains(shard)) {
+            if kept_whole || readers.any(|(_, r)| r.reads(shard)) {
                 kept.insert(shard);
             } else {
                 self.dropping.insert((dataset, shard));

@@ -12,7 +12,7 @@ use millstream_types::{DatasetId, NodeId, RunSet, ShardNo, Time};
 
 use crate::Core;
 use crate::bits::Bits;
-use crate::catalog::Dataset;
+use crate::catalog::{Dataset, ExtentNo};
 use crate::event::NodeState;
 use crate::limits::{AHEAD_GROUPS_MAX, READERS_MAX, WORD_FOR_US};
 
@@ -106,9 +106,12 @@ impl Window {
     }
 
     /// What the readers of a node are reading now: the first of their orders.
-    fn in_use(&self, node: NodeId) -> BTreeSet<Group> {
+    pub(crate) fn in_use(&self, node: NodeId) -> BTreeSet<Group> {
         let readers = self.readers.range((node, 0)..=(node, u64::MAX)).map(|(_, r)| r);
-        readers.flat_map(|r| r.order.iter().filter(|g| r.left.contains_key(g)).take(r.open as usize)).copied().collect()
+        readers
+            .flat_map(|r| r.order.iter().filter(|g| r.left.contains_key(g)).take(r.open.max(1) as usize))
+            .copied()
+            .collect()
     }
 
     /// Does a reader on the node still need it?
@@ -270,6 +273,12 @@ impl Dataset {
         };
         let readers = window.readers.range((node, 0)..=(node, u64::MAX));
         RunSet::from_runs(readers.flat_map(|(_, r)| r.left.keys()).map(|&g| self.group_shards(g)))
+    }
+
+    /// Readers on the node announced the extent, and read something else now.
+    pub(crate) fn is_ahead(&self, node: NodeId, e: ExtentNo, reading: &BTreeSet<Group>) -> bool {
+        let group = self.group_of(self.layout.shard_of(self.extents[e as usize].pieces.start));
+        !reading.contains(&group) && self.window.as_ref().is_some_and(|w| w.needed_on(node, group))
     }
 
     /// What a node asked for itself, soonest needed first.

@@ -112,6 +112,68 @@ fn a_cache_that_is_too_small_still_ends() {
     assert!(epoch.origin <= 4.0, "{:.3}", epoch.origin);
 }
 
+/// Four nodes of which each holds so many of 64 shards, and reads so many at a time.
+fn small_world(orders: impl Fn(usize) -> Vec<u32>, lanes: usize, bytes_per_s: f64, room: u64) -> World {
+    let mut setup = Setup::new(NODES, 400, 1.0);
+    setup.shards = vec![4 << 20; 64];
+    setup.placement = Placement::Window;
+    (setup.origin, setup.link) = (5e7, 5e7);
+    let mut world = World::new(setup);
+    world.join_all();
+    world.request_all();
+    for node in 0..NODES {
+        let order = orders(node as usize);
+        world.load(node, Loader { order, lanes, bytes_per_s, room: room * (4 << 20), ..Loader::default() });
+    }
+    while !world.all_read() {
+        assert!(world.now < LIMIT, "stuck: {}", world.describe());
+        world.pass(10_000);
+    }
+    world
+}
+
+fn what_it_took(world: &World) -> Epoch {
+    let waited: u64 = world.readers.values().map(|l| l.waited_us).sum();
+    Epoch { origin: world.origin_ratio(), waiting: waited as f64 / (u64::from(NODES) * world.now.0) as f64 }
+}
+
+/// The nodes are ranks of one job and each meets every lane: all read all shards, at the same time, a part of each. All
+/// shards that are open end together, and as many others begin.
+#[test]
+fn lanes_that_end_together_find_the_next_ones_there() {
+    for lanes in [2, 5] {
+        // Which of the lanes is opened first differs.
+        let order = |node: usize| {
+            let mut order: Vec<u32> = (0..64).collect();
+            order.chunks_mut(lanes).for_each(|open| open.rotate_left(node % open.len()));
+            order
+        };
+        // At four fifths of what a link carries.
+        let world = small_world(order, lanes, 4e7, 19);
+        let epoch = what_it_took(&world);
+        report(&format!("{lanes} lanes that end together, cache 30 %"), &epoch, &world);
+        assert!(epoch.origin <= 1.0 + 1e-9, "{:.3}", epoch.origin);
+        assert!(epoch.waiting <= 0.02, "{:.3}", epoch.waiting);
+    }
+}
+
+/// All that is on a node may be the last copy of what it needs later: what it reads now comes nevertheless.
+#[test]
+fn many_lanes_and_little_room_still_end() {
+    for (room, lanes) in [(4, 2), (8, 2), (6, 4), (12, 4), (8, 6), (12, 6), (19, 8)] {
+        let order = |node: usize| {
+            let mut order = shuffled(100 + node as u64);
+            order.retain(|&shard| shard < 64);
+            order
+        };
+        let world = small_world(order, lanes, 1e7, room);
+        let epoch = what_it_took(&world);
+        report(&format!("different orders, {lanes} lanes, room for {room} of 64 shards"), &epoch, &world);
+        // Each node alone would read everything.
+        assert!(epoch.origin <= 4.0, "{:.3}", epoch.origin);
+    }
+}
+
 #[test]
 fn a_second_epoch_uses_what_the_first_one_left() {
     let mut world = world();

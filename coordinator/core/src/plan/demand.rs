@@ -98,11 +98,15 @@ impl Core {
             let pieces = ds.layout.shard_pieces(run.start).start..ds.layout.shard_pieces(run.end - 1).end;
             open.extend(ds.extents_in(pieces).into_iter().filter(|&e| replica.todo.get(e)));
         }
-        open.into_iter().any(|e| self.bring(ds, now, e, node))
+        let reading = ds.window.as_ref().map(|w| w.in_use(node));
+        open.into_iter().any(|e| {
+            let ahead = reading.as_ref().is_some_and(|now| ds.is_ahead(node, e, now));
+            self.bring(ds, now, e, node, ahead)
+        })
     }
 
-    /// Brings one extent to one node, from wherever it can be had.
-    fn bring(&mut self, ds: &mut Dataset, now: Time, e: ExtentNo, node: NodeId) -> bool {
+    /// Brings one extent to one node, from wherever it can be had. `ahead`: no reader there has come to it.
+    fn bring(&mut self, ds: &mut Dataset, now: Time, e: ExtentNo, node: NodeId, ahead: bool) -> bool {
         let found = if ds.seeded.get(e) { self.find_source(ds, now, e, node, None) } else { None };
         // Ahead of everything that is only staged.
         let staged = std::mem::replace(&mut ds.priority, DEMAND_PRIORITY);
@@ -117,8 +121,10 @@ impl Core {
                 let mine = self.nodes.get(node).map_or(0, |n| n.leases);
                 let free = extent.lease.is_none() && extent.not_before <= now && mine < LEASES_PER_NODE;
                 let may = !ds.seeded.get(e) && free && self.inventories_in(ds, now);
-                // Reads that are shared may wait for each other; a reader does not wait for those of stages.
-                may && self.origin.allows(now, false) && self.read_for_all(ds, now, e, node)
+                // Reads that are shared may wait for each other; a reader does not wait for those of stages, nor for
+                // those that are ahead: many at once all end late.
+                let shared = extent.todo.count() as usize + extent.flights.len() > 1;
+                may && self.origin.allows(now, ahead && shared) && self.read_for_all(ds, now, e, node)
             }
         };
         ds.priority = staged;

@@ -1,10 +1,13 @@
 //! What comes to a node ahead of its readers, and what goes when there is no room for it.
 //!
-//! Beside what they read now, a quarter of the room is for what the readers of the node need next. The rest keeps what was read: a group goes
-//! only when something else needs its place, first those of which another node has a copy, then those that nobody
-//! needs. A last copy that somebody still needs moves to a node that has room. Only when no node has any is the one
-//! dropped that is needed last, to be read from the origin again; and no last copy goes without the origin's word
-//! that it still holds the object.
+//! Beside what they read now, a quarter of the room is for what the readers of the node need next, or as much as they
+//! read now: all of that may end at the same time. The rest keeps what was read: a group goes only when something else
+//! needs its place, first those of which another node has a copy, then those that nobody needs. A last copy that
+//! somebody still needs moves to a node that has room. Only when no node has any, and a reader waits, is the one dropped
+//! that is needed last, be it by that reader, to be read from the origin again; and no last copy goes without the
+//! origin's word that it still holds the object.
+
+use std::collections::BTreeSet;
 
 use millstream_types::{NodeId, RunSet, Time};
 
@@ -24,6 +27,8 @@ struct Shelf {
     going: u64,
     /// Groups that may be dropped if others allow it.
     here: Vec<Group>,
+    /// What readers there have open.
+    in_use: BTreeSet<Group>,
 }
 
 impl Shelf {
@@ -69,17 +74,19 @@ impl Core {
 
     fn plan_moves(&self, ds: &Dataset, now: Time, window: &Window, node: NodeId) -> Moves {
         let mut shelf = self.shelf(ds, now, window, node);
-        let (sequence, in_use) = (window.sequence(node), window.in_use(node));
+        let sequence = window.sequence(node);
         let mut moves = Moves::default();
+        let reading: u64 = shelf.in_use.iter().map(|&g| ds.group_bytes(g)).sum();
+        let most = (shelf.budget / AHEAD_PART).max(reading.min(shelf.budget.saturating_sub(reading) / 2));
         let mut ahead = 0;
         for (at, &group) in sequence.iter().enumerate() {
             let bytes = ds.group_bytes(group);
             // What is being read comes in any case, and the room ahead is for what comes after it.
-            if !in_use.contains(&group) {
-                if at > 0 && ahead + bytes > shelf.budget / AHEAD_PART {
+            if !shelf.in_use.contains(&group) {
+                ahead += bytes;
+                if ahead > most {
                     break;
                 }
-                ahead += bytes;
             }
             if ds.is_here(node, group) || ds.is_coming(node, group) {
                 continue;
@@ -118,7 +125,7 @@ impl Core {
         if lacking == 0 {
             return;
         }
-        let (mut copied, mut last): (Vec<Group>, Vec<Group>) =
+        let (mut copied, last): (Vec<Group>, Vec<Group>) =
             shelf.here.iter().partition(|&&g| self.copy_elsewhere(ds, now, node, g));
         // Among those with another copy: first what nobody needs, then what this node does not need, then what it
         // needs last.
@@ -138,7 +145,7 @@ impl Core {
             return;
         }
         // Last copies of what nobody needs: with the origin's word.
-        last.retain(|&g| !window.needed_on(node, g));
+        let (mine, last): (Vec<Group>, Vec<Group>) = last.into_iter().partition(|&g| window.needed_on(node, g));
         let mut asked = false;
         for &group in last.iter().filter(|&&g| window.need[g as usize] == 0) {
             match window.word(now, group) {
@@ -154,12 +161,16 @@ impl Core {
             return;
         }
         // Last copies that others need: to where there is room, best where they are needed.
-        let needed: Vec<Group> = last.into_iter().filter(|&g| window.need[g as usize] > 0).collect();
+        let mut needed: Vec<Group> = last.into_iter().filter(|&g| window.need[g as usize] > 0).collect();
         let already = needed.iter().any(|&g| window.nodes().iter().any(|&n| n != node && ds.is_coming(n, g)));
         if already {
             return;
         }
         moves.hand = self.heir(ds, now, window, node, &needed);
+        // A reader would wait for ever once all that is here is what it needs later.
+        if needed.is_empty() && at < shelf.in_use.len() {
+            needed = mine;
+        }
         if moves.hand.is_none() && at <= 1 {
             self.give_up_furthest(now, window, &needed, moves);
         }
@@ -204,7 +215,8 @@ impl Core {
     }
 
     fn shelf(&self, ds: &Dataset, now: Time, window: &Window, node: NodeId) -> Shelf {
-        let mut shelf = Shelf { budget: window.rooms.get(&node).copied().unwrap_or(0), ..Shelf::default() };
+        let (budget, in_use) = (window.rooms.get(&node).copied().unwrap_or(0), window.in_use(node));
+        let mut shelf = Shelf { budget, in_use, ..Shelf::default() };
         let served = self.served_by(ds, node);
         for group in 0..ds.groups.len() as Group {
             let bytes = ds.group_bytes(group);
@@ -213,7 +225,7 @@ impl Core {
             } else if ds.is_here(node, group) {
                 let wanted = ds.replica(node).is_some_and(|r| ds.group_shards(group).any(|s| r.staged.wants(s)));
                 let kept = window.kept.get(&(node, group)).is_some_and(|since| now.since(*since) < KEPT_FOR_US);
-                if !wanted && !kept && !served.contains(group) {
+                if !wanted && !kept && !served.contains(group) && !shelf.in_use.contains(&group) {
                     shelf.here.push(group);
                 }
             } else if !ds.is_coming(node, group) {
