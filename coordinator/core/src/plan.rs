@@ -221,12 +221,13 @@ impl Core {
         for n in ds.extents[e as usize].todo.iter() {
             let node = NodeId(n);
             let full = !self.has_room(ds, node);
-            if !self.wants_now(ds, now, node) || (full && !chain) {
-                continue;
-            }
-            let Some(known) = self.nodes.get(node) else {
+            let Some(known) = self.nodes.get(node).filter(|_| self.wants_now(ds, now, node)) else {
                 continue;
             };
+            // Nobody waits for a node to which nothing comes: it may be waiting for them.
+            if full && !(chain && known.flow.runs()) {
+                continue;
+            }
             up += known.up_backlog;
             down += known.down_backlog;
             debit += known.debit;

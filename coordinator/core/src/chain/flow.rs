@@ -25,6 +25,11 @@ impl Flow {
         stopped || lagging
     }
 
+    /// Something came lately.
+    pub(crate) fn runs(&self) -> bool {
+        self.came > 0 || self.before > 0
+    }
+
     /// Begins the next sweep.
     pub(super) fn turn(&mut self) {
         // Completions come in bursts: one sweep is no measure.
