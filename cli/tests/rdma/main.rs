@@ -257,6 +257,10 @@ fn nodes_that_cannot_use_their_device_say_why_and_doctor_says_what_to_do() {
         cluster.put_seeded(&format!("train-{i:03}.tar"), i + 1, 1_000_000);
     }
     cluster.add();
+    // Who has it first gets nothing from a peer, and so has nothing to say: each of them gets it from others once.
+    cluster.cli_ok(&["stage", harness::DATASET, "--nodes", "node2", "--wait", "--timeout", "90s"]);
+    cluster.stage_and_wait();
+    cluster.cli_ok(&["evict", harness::DATASET, "--nodes", "node2"]);
     cluster.stage_and_wait();
     cluster.assert_identical();
     let status = settled(&cluster, 3);
