@@ -269,6 +269,11 @@ impl Core {
                 self.mend_chain(now, broken);
             }
         }
+        let settled = |(at, b): &(Time, Break)| b.last && now.since(*at) >= u64::from(SETTLING_SWEEPS) * TICK_US;
+        if let Some((_, Break { before: Some(before), .. })) = self.blamed.take_if(|blamed| settled(blamed)) {
+            // Behind another source the last one keeps up.
+            self.nodes.get_mut(before).into_iter().for_each(|n| n.slow_out.strike());
+        }
         let (typical, poor) = self.typical_flow(now);
         self.demote_late(typical);
         for node in (0..self.nodes.len()).map(NodeId) {
@@ -352,6 +357,7 @@ impl Core {
             if let Some(known) = self.nodes.get_mut(node) {
                 known.slow_in.strike();
             }
+            self.blamed = None;
             return;
         }
         // What is ordered anew flows for a sweep before it is judged.

@@ -190,6 +190,18 @@ fn a_slow_uplink_costs_little() {
 }
 
 #[test]
+fn a_source_behind_which_the_last_one_keeps_up_again_is_called_slow() {
+    let mut world = started(Setup::new(8, 4096, 1.0));
+    world.set_rates(6, 3e7, 1e9);
+    let mut slow = [false; 8];
+    for step in 1..60 {
+        world.run(Time(step * 100_000));
+        slow.iter_mut().zip(world.core.nodes(world.now)).for_each(|(slow, node)| *slow |= node.avoided_as_slow);
+    }
+    assert_eq!(slow, [false, false, false, false, false, false, true, false]);
+}
+
+#[test]
 fn a_slow_node_does_not_slow_the_others() {
     let setup = Setup::new(8, 2048, 1.0);
     let bound = setup.bound();
