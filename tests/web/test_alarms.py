@@ -125,9 +125,9 @@ def test_a_shard_that_is_corrupt_at_the_origin(cluster, page, shots):
 
 
 def test_a_source_that_is_slow(cluster, page):
-    # One that has it answers as usual, so that there is a usual.
-    cluster.cli("stage", "snail@v1", "--nodes", "snail,node1", "--wait", "--timeout", "60s")
-    cluster.cli("stage", "snail@v1", "--nodes", "node2,caged", "--wait", "--timeout", "60s")
+    # It feeds one after another: the first may be slow itself, the second shows whose fault it is.
+    cluster.cli("stage", "snail@v1", "--nodes", "snail", "--wait", "--timeout", "60s")
+    cluster.cli("stage", "snail@v1", "--nodes", "node1,node2,caged", "--wait", "--timeout", "60s")
     shown = alarm(page, "node-slow", "snail")
     expect(shown).to_contain_text("sends much slower than others")
     expect(shown).to_have_count(0)
