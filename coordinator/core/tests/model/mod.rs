@@ -8,12 +8,17 @@ use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::sync::Arc;
 
 use millstream_coordinator_core::event::{
-    Action, Assignment, DatasetFacts, Event, Failure, FailureKind, NodeInfo, Note, Placement, Source,
+    Action, Assignment, DatasetFacts, Event, FailureKind, NodeInfo, Note, Placement,
 };
-use millstream_coordinator_core::{Core, CoreConfig, ReaderReport};
+use millstream_coordinator_core::{Core, CoreConfig};
 use millstream_types::{
-    AssignmentId, Crc64, DatasetId, Layout, NodeId, OriginChecksum, PieceCombiner, PieceNo, RunSet, StageId, Time,
+    Crc64, DatasetId, Layout, NodeId, OriginChecksum, PieceCombiner, PieceNo, RunSet, StageId, Time,
 };
+
+mod agent;
+mod loader;
+
+pub use loader::Loader;
 
 pub const DS: DatasetId = DatasetId(0);
 pub const STAGE: StageId = StageId(1);
@@ -59,37 +64,6 @@ impl Setup {
     pub fn bound(&self) -> f64 {
         let (d, n) = (self.bytes() as f64, f64::from(self.nodes));
         (d / self.origin).max(d / self.link).max(n * d / (self.origin + n * self.link))
-    }
-}
-
-/// Reads shards in its order: so many at a time, and then as many others.
-#[derive(Clone, Debug)]
-pub struct Loader {
-    pub order: Vec<u32>,
-    pub lanes: usize,
-    /// The next one, and whether it is being read.
-    pub at: usize,
-    pub reading: bool,
-    pub bytes_per_s: f64,
-    pub room: u64,
-    /// Waited for shards to come once it had its first ones, in microseconds, and since when it waits.
-    pub waited_us: u64,
-    pub waits: Option<Time>,
-    /// What it asked for last: it opens one after the other.
-    pub asked: Option<u32>,
-}
-
-impl Default for Loader {
-    fn default() -> Loader {
-        let (order, lanes, at, reading) = (Vec::new(), 1, 0, false);
-        Loader { order, lanes, at, reading, bytes_per_s: 0.0, room: 0, waited_us: 0, waits: None, asked: None }
-    }
-}
-
-impl Loader {
-    /// What it reads now.
-    fn open(&self) -> &[u32] {
-        &self.order[self.at..self.order.len().min(self.at + self.lanes)]
     }
 }
 
@@ -358,15 +332,6 @@ impl World {
         self.push(at, Ev::ToNode(self.to_node.len() - 1));
     }
 
-    fn accept_verified(&mut self, node: u32, run: std::ops::Range<u32>) {
-        for piece in run {
-            if self.nodes[node as usize].unverified.contains(piece) {
-                self.nodes[node as usize].unverified.remove_range(piece..piece + 1);
-                self.accept(node, piece, false);
-            }
-        }
-    }
-
     /// Runs until all living nodes of the stage have sealed everything they want, or `limit`. Seconds of model time.
     pub fn run(&mut self, limit: Time) -> f64 {
         if !std::mem::replace(&mut self.ticking, true) {
@@ -387,72 +352,6 @@ impl World {
             }
         }
         self.now.as_secs_f64()
-    }
-
-    /// Starts a loader on a node.
-    pub fn load(&mut self, node: u32, loader: Loader) {
-        let report = ReaderReport {
-            reader: 1,
-            restart: true,
-            upcoming: loader.order.clone(),
-            room_bytes: loader.room,
-            open: loader.lanes as u32,
-            ..ReaderReport::default()
-        };
-        self.readers.insert(node, loader);
-        self.later_core(Event::ReaderMoved { node: NodeId(node), dataset: DS, report });
-        self.loader_looks(node);
-    }
-
-    /// Begins with its next shards if they are there.
-    fn loader_looks(&mut self, node: u32) {
-        let now = self.now;
-        let sealed = &self.nodes[node as usize].sealed;
-        let Some(loader) = self.readers.get_mut(&node).filter(|l| !l.reading) else {
-            return;
-        };
-        if loader.open().is_empty() {
-            return;
-        }
-        if let Some(&shard) = loader.open().iter().find(|&&shard| !sealed.contains(shard)) {
-            loader.waits.get_or_insert(now);
-            if loader.asked.replace(shard) != Some(shard) {
-                let (node, shards) = (NodeId(node), RunSet::from_range(shard..shard + 1));
-                self.later_core(Event::ShardsDemanded { node, dataset: DS, shards });
-            }
-            return;
-        }
-        if let Some(since) = loader.waits.take().filter(|_| loader.at > 0) {
-            loader.waited_us += now.since(since);
-        }
-        loader.reading = true;
-        let bytes: u64 = loader.open().iter().map(|&shard| self.layout.shard_len(shard)).sum();
-        let us = bytes as f64 * 1e6 / loader.bytes_per_s;
-        self.push(now + us as u64, Ev::Read(node));
-    }
-
-    fn loader_read(&mut self, node: u32) {
-        let Some(loader) = self.readers.get_mut(&node) else {
-            return;
-        };
-        let finished = loader.open().to_vec();
-        for &shard in &finished {
-            // It was there all the time.
-            assert!(
-                self.nodes[node as usize].sealed.contains(shard),
-                "shard {shard} was taken from node {node}'s reader"
-            );
-        }
-        loader.at += finished.len();
-        loader.reading = false;
-        let report = ReaderReport { reader: 1, finished, room_bytes: loader.room, ..ReaderReport::default() };
-        self.later_core(Event::ReaderMoved { node: NodeId(node), dataset: DS, report });
-        self.loader_looks(node);
-    }
-
-    /// Everything that loaders were to read, they have read.
-    pub fn all_read(&self) -> bool {
-        self.readers.values().all(|l| l.at == l.order.len())
     }
 
     /// Bytes on a node.
@@ -546,69 +445,6 @@ impl World {
         }
     }
 
-    fn kill(&mut self, node: u32) {
-        let n = &mut self.nodes[node as usize];
-        n.alive = false;
-        n.up = false;
-        n.orders.clear();
-        n.asked.clear();
-        n.waiting.clear();
-        n.unverified = RunSet::new();
-        self.later_core(Event::NodeLost { node: NodeId(node) });
-        // Those that wait for it notice soon, and turn to their alternates.
-        for other in 0..self.setup.nodes {
-            self.drop_source(other, node);
-        }
-    }
-
-    /// `other` learns that `dead` does not answer.
-    fn drop_source(&mut self, other: u32, dead: u32) {
-        let stalled: Vec<PieceNo> =
-            self.nodes[other as usize].asked.iter().filter(|&(_, &from)| from == Some(dead)).map(|(&p, _)| p).collect();
-        for piece in &stalled {
-            self.nodes[other as usize].asked.remove(piece);
-        }
-        let mut failed = Vec::new();
-        for order in &mut self.nodes[other as usize].orders {
-            let assignment = &mut order.assignment;
-            if assignment.source != Source::Peer(NodeId(dead)) {
-                continue;
-            }
-            assignment.alternates.retain(|a| a.0 != dead);
-            if assignment.alternates.is_empty() {
-                failed.push(assignment.id);
-            } else {
-                assignment.source = Source::Peer(assignment.alternates.remove(0));
-            }
-        }
-        if !stalled.is_empty() {
-            let failure = Failure {
-                kind: FailureKind::Unreachable,
-                source: Source::Peer(NodeId(dead)),
-                piece: None,
-                expected: None,
-                actual: None,
-                detail: "model".into(),
-            };
-            self.later_core(Event::SourceFailed { node: NodeId(other), dataset: DS, failure });
-        }
-        for id in failed {
-            self.fail(other, id, FailureKind::Unreachable, Source::Peer(NodeId(dead)));
-        }
-        self.work(other);
-    }
-
-    fn fail(&mut self, node: u32, id: AssignmentId, kind: FailureKind, source: Source) {
-        let n = &mut self.nodes[node as usize];
-        let Some(at) = n.orders.iter().position(|o| o.assignment.id == id) else {
-            return;
-        };
-        let order = n.orders.remove(at);
-        let missing = RunSet::from_runs(n.have.gaps(order.assignment.pieces.clone()));
-        let failure = Failure { kind, source, piece: None, expected: None, actual: None, detail: "model".into() };
-        self.later_core(Event::AssignmentFailed { node: NodeId(node), assignment: id, missing, failure });
-    }
-
     fn restart_core(&mut self) {
         let mut config = self.setup.core.clone();
         config.recovering = true;
@@ -626,238 +462,6 @@ impl World {
                 self.join(node);
             }
         }
-    }
-
-    fn obey(&mut self, node: u32, action: Action) {
-        if !self.nodes[node as usize].alive {
-            return;
-        }
-        match action {
-            Action::Attach { .. } => {
-                // The manifest brings what is known; what is not, and was read here, is reported again.
-                for (first, crcs) in self.core.known_checksums(DS) {
-                    let run = first..first + crcs.len() as u32;
-                    self.nodes[node as usize].known.insert_range(run.clone());
-                    self.accept_verified(node, run);
-                }
-                let n = &self.nodes[node as usize];
-                let (pieces, sealed) = (n.have.clone(), n.sealed.clone());
-                let again: Vec<PieceNo> =
-                    n.read.runs().iter().cloned().flatten().filter(|&p| n.have.contains(p)).collect();
-                for first in again {
-                    let crcs = vec![self.truth[first as usize]];
-                    self.later_core(Event::PiecesRead { node: NodeId(node), dataset: DS, first, crcs });
-                }
-                self.later_core(Event::Inventory { node: NodeId(node), dataset: DS, pieces, sealed });
-            }
-            Action::Checksums { first, crcs, .. } => {
-                let run = first..first + crcs.len() as u32;
-                self.nodes[node as usize].known.insert_range(run.clone());
-                self.accept_verified(node, run);
-            }
-            Action::DiscardShard { shard, .. } => {
-                let pieces = self.layout.shard_pieces(shard);
-                let n = &mut self.nodes[node as usize];
-                n.have.remove_range(pieces.clone());
-                n.known.remove_range(pieces.clone());
-                n.unverified.remove_range(pieces.clone());
-                n.sealed.remove_range(shard..shard + 1);
-                n.asked.retain(|p, _| !pieces.contains(p));
-                // Orders that it had of them end.
-                let touched =
-                    |o: &Order| o.assignment.pieces.start < pieces.end && pieces.start < o.assignment.pieces.end;
-                let ended: Vec<_> =
-                    n.orders.iter().filter(|o| touched(o)).map(|o| (o.assignment.id, o.assignment.source)).collect();
-                for (id, source) in ended {
-                    self.fail(node, id, FailureKind::Cancelled, source);
-                }
-            }
-            Action::DropShards { shards, .. } => {
-                for shard in shards.iter() {
-                    let pieces = self.layout.shard_pieces(shard);
-                    let n = &mut self.nodes[node as usize];
-                    n.have.remove_range(pieces.clone());
-                    n.read.remove_range(pieces);
-                    n.sealed.remove_range(shard..shard + 1);
-                }
-                let kept = RunSet::new();
-                self.later_core(Event::ShardsDropped { node: NodeId(node), dataset: DS, dropped: shards, kept });
-            }
-            Action::Assign { assignment, .. } => {
-                let (id, pieces) = (assignment.id, assignment.pieces.clone());
-                let n = &mut self.nodes[node as usize];
-                if assignment.source == Source::Origin {
-                    // Whoever reads from the origin does not wait to be told what the bytes should be.
-                    n.unverified.remove_range(pieces.clone());
-                }
-                n.orders.retain(|o| o.assignment.pieces != pieces);
-                n.orders.push(Order { assignment, began: self.now, bytes: 0 });
-                self.finish(node, id);
-                self.reask(node, pieces);
-                self.work(node);
-            }
-            Action::Cancel { assignment, .. } => {
-                let n = &mut self.nodes[node as usize];
-                let pieces =
-                    n.orders.iter().find(|o| o.assignment.id == assignment).map(|o| o.assignment.pieces.clone());
-                n.orders.retain(|o| o.assignment.id != assignment);
-                if let Some(pieces) = pieces {
-                    self.reask(node, pieces);
-                }
-            }
-            _ => {}
-        }
-    }
-
-    /// Withdraws requests that still wait at a source.
-    fn reask(&mut self, node: u32, pieces: std::ops::Range<u32>) {
-        for piece in pieces {
-            if let Some(&Some(from)) = self.nodes[node as usize].asked.get(&piece) {
-                let waiting = self.nodes[from as usize].waiting.get_mut(&piece);
-                if waiting.is_some_and(|w| w.remove(&node)) {
-                    self.nodes[node as usize].asked.remove(&piece);
-                }
-            }
-        }
-    }
-
-    /// Asks for pieces, in the order of the orders, as many as fit.
-    fn work(&mut self, node: u32) {
-        if self.stuck.contains(&node) {
-            return;
-        }
-        let n = &self.nodes[node as usize];
-        let mut room = self.setup.requests.saturating_sub(n.asked.len());
-        let mut wanted = Vec::new();
-        'orders: for order in &n.orders {
-            for gap in n.have.gaps(order.assignment.pieces.clone()) {
-                for piece in gap {
-                    if room == 0 {
-                        break 'orders;
-                    }
-                    if !n.asked.contains_key(&piece)
-                        && !n.unverified.contains(piece)
-                        && !wanted.iter().any(|&(p, _, _)| p == piece)
-                    {
-                        wanted.push((piece, order.assignment.source, order.assignment.id));
-                        room -= 1;
-                    }
-                }
-            }
-        }
-        for (piece, source, id) in wanted {
-            match source {
-                Source::Origin => {
-                    if self.origin_failures > 0 {
-                        self.origin_failures -= 1;
-                        let kind = self.origin_failure_kind;
-                        self.fail(node, id, kind, Source::Origin);
-                        return self.work(node);
-                    }
-                    self.reads[piece as usize] += 1;
-                    self.nodes[node as usize].asked.insert(piece, None);
-                    let len = f64::from(self.layout.place(piece).len);
-                    let start = ((self.now + self.setup.latency_us).0 as f64).max(self.origin_free);
-                    self.origin_free = start + len * 1e6 / self.setup.origin;
-                    self.push(Time(self.origin_free.ceil() as u64), Ev::Left { to: node, piece, from: None });
-                }
-                Source::Peer(peer) => {
-                    if !self.nodes[peer.0 as usize].alive {
-                        return self.drop_source(node, peer.0);
-                    }
-                    self.nodes[node as usize].asked.insert(piece, Some(peer.0));
-                    if self.nodes[peer.0 as usize].have.contains(piece) {
-                        self.send(peer.0, node, piece);
-                    } else {
-                        self.nodes[peer.0 as usize].waiting.entry(piece).or_default().insert(node);
-                    }
-                }
-            }
-        }
-    }
-
-    fn send(&mut self, from: u32, to: u32, piece: PieceNo) {
-        let len = f64::from(self.layout.place(piece).len);
-        let now = (self.now + self.setup.latency_us).0 as f64;
-        let n = &mut self.nodes[from as usize];
-        n.up_free = n.up_free.max(now) + len * 1e6 / n.up_rate;
-        let at = Time(n.up_free.ceil() as u64);
-        self.push(at, Ev::Left { to, piece, from: Some(from) });
-    }
-
-    fn arrived(&mut self, to: u32, piece: PieceNo, from: Option<u32>, life: u32) {
-        let n = &mut self.nodes[to as usize];
-        if !n.alive || n.life != life || n.asked.get(&piece) != Some(&from) {
-            return;
-        }
-        n.asked.remove(&piece);
-        if from.is_some() && !n.known.contains(piece) {
-            // Bytes wait until it is known what they should be.
-            n.unverified.insert(piece);
-            return;
-        }
-        self.accept(to, piece, from.is_none());
-    }
-
-    fn accept(&mut self, to: u32, piece: PieceNo, from_origin: bool) {
-        let n = &mut self.nodes[to as usize];
-        n.have.insert(piece);
-        if from_origin {
-            let mut crc = self.truth[piece as usize];
-            if let Some((bad, times)) = &mut self.corrupt
-                && *bad == piece
-                && *times > 0
-            {
-                *times -= 1;
-                crc = Crc64(!crc.0);
-            }
-            n.known.insert(piece);
-            n.read.insert(piece);
-            let event = Event::PiecesRead { node: NodeId(to), dataset: DS, first: piece, crcs: vec![crc] };
-            self.later_core(event);
-        }
-        let waiting = self.nodes[to as usize].waiting.remove(&piece).unwrap_or_default();
-        for child in waiting {
-            self.send(to, child, piece);
-        }
-        let len = u64::from(self.layout.place(piece).len);
-        let mut done = Vec::new();
-        for order in &mut self.nodes[to as usize].orders {
-            if order.assignment.pieces.contains(&piece) {
-                order.bytes += len;
-                done.push(order.assignment.id);
-            }
-        }
-        for id in done {
-            self.finish(to, id);
-        }
-        let shard = self.layout.shard_of(piece);
-        if self.nodes[to as usize].have.contains_range(self.layout.shard_pieces(shard)) {
-            self.nodes[to as usize].sealed.insert(shard);
-            self.loader_looks(to);
-            let shards = RunSet::from_range(shard..shard + 1);
-            self.later_core(Event::ShardsSealed { node: NodeId(to), dataset: DS, shards });
-        }
-        self.work(to);
-    }
-
-    /// Reports an order whose pieces are all there.
-    fn finish(&mut self, node: u32, id: AssignmentId) {
-        let n = &mut self.nodes[node as usize];
-        let Some(at) = n.orders.iter().position(|o| o.assignment.id == id) else {
-            return;
-        };
-        if !n.have.contains_range(n.orders[at].assignment.pieces.clone()) {
-            return;
-        }
-        let order = n.orders.remove(at);
-        self.later_core(Event::AssignmentDone {
-            node: NodeId(node),
-            assignment: id,
-            bytes: order.bytes,
-            elapsed_us: self.now.since(order.began),
-            source: order.assignment.source,
-        });
     }
 
     /// Everything is on the node, and it was told what to expect of it.
