@@ -272,7 +272,7 @@ impl Core {
         let settled = |(at, b): &(Time, Break)| b.last && now.since(*at) >= u64::from(SETTLING_SWEEPS) * TICK_US;
         if let Some((_, Break { before: Some(before), .. })) = self.blamed.take_if(|blamed| settled(blamed)) {
             // Behind another source the last one keeps up.
-            self.nodes.get_mut(before).into_iter().for_each(|n| n.slow_out.strike());
+            self.nodes.sends_slowly(before);
         }
         let (typical, poor) = self.typical_flow(now);
         self.demote_late(typical);
@@ -354,9 +354,7 @@ impl Core {
         let former = self.blamed.replace((now, broken)).filter(|(at, _)| now.since(*at) < BLAME_US).map(|(_, b)| b);
         if last && former.is_some_and(|b| b.last) {
             // Nobody waits for it: only to know that it is not the others' fault.
-            if let Some(known) = self.nodes.get_mut(node) {
-                known.slow_in.strike();
-            }
+            self.nodes.receives_slowly(node);
             self.blamed = None;
             return;
         }
@@ -371,20 +369,23 @@ impl Core {
         }
         // What others lack they lack for its sake.
         self.nodes.iter_mut().for_each(|n| n.flow.lag = 0);
-        let again = former.filter(|b| !b.last && b.before == before && b.node != node).map(|b| b.node);
-        match before {
+        let wronged = former.filter(|b| !b.last && b.before == before && b.node != node).map(|b| b.node);
+        match (before, wronged) {
             // It is the last one's link or its source's: with their places changed, it shows.
-            Some(before) if last => {
-                let sweeps = self.sweeps;
-                self.nodes.get_mut(before).into_iter().for_each(|n| n.demoted = sweeps);
+            (Some(before), _) if last => {
+                if let Some(known) = self.nodes.get_mut(before) {
+                    known.demoted = self.sweeps;
+                }
                 self.lead_around(now, before, false);
             }
             // What it gives is judged by nothing else for a while; what a node gets is, at every sweep.
-            Some(before) if again.is_some() => {
-                self.nodes.get_mut(before).into_iter().for_each(|n| n.slow_out.strike());
-                again.and_then(|n| self.nodes.get_mut(n)).into_iter().for_each(|n| n.slow_in.clear());
+            (Some(before), Some(wronged)) => {
+                self.nodes.sends_slowly(before);
+                if let Some(known) = self.nodes.get_mut(wronged) {
+                    known.slow_in.clear();
+                }
             }
-            _ => self.nodes.get_mut(node).into_iter().for_each(|n| n.slow_in.strike()),
+            _ => self.nodes.receives_slowly(node),
         }
         self.demote_poor(now);
         self.serve_all(now);

@@ -44,7 +44,7 @@ pub const DEMAND_PRIORITY: u32 = 1 << 20;
 /// Children per node and tree: with two, each node is inside every second tree, and trees are shallow.
 pub const FAN_OUT: u32 = 2;
 /// A chain of N nodes costs N piece times once: it is taken where that is at most this part of the version. Trees cost
-/// about 10 % there, and more after accidents.
+/// about 15 %, and more after accidents.
 pub const CHAIN_PART: u64 = 8;
 /// Alternates in a chain: more would take from uplinks that have nothing to spare.
 pub const CHAIN_ALTERNATES: usize = 1;

@@ -303,6 +303,20 @@ impl Nodes {
         self.nodes.get_mut(node.0 as usize)
     }
 
+    /// What comes to the node comes too slowly.
+    pub(crate) fn receives_slowly(&mut self, node: NodeId) {
+        if let Some(known) = self.get_mut(node) {
+            known.slow_in.strike();
+        }
+    }
+
+    /// What the node gives comes too slowly.
+    pub(crate) fn sends_slowly(&mut self, node: NodeId) {
+        if let Some(known) = self.get_mut(node) {
+            known.slow_out.strike();
+        }
+    }
+
     pub(crate) fn len(&self) -> u32 {
         self.nodes.len() as u32
     }

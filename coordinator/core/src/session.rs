@@ -428,9 +428,7 @@ impl Core {
         let pieces = ds.extents[e as usize].pieces.clone();
         self.counters.leases_expired += 1;
         self.note(Note::LeaseExpired { node: holder, dataset: ds.id, pieces });
-        if let Some(known) = self.nodes.get_mut(holder) {
-            known.slow_in.strike();
-        }
+        self.nodes.receives_slowly(holder);
         ds.extents[e as usize].attempts = ds.extents[e as usize].attempts.saturating_add(1);
         self.take_lease(ds, now, no);
     }
