@@ -42,8 +42,7 @@ impl Reader {
     /// Has it open, as far as is known?
     fn reads(&self, shard: ShardNo) -> bool {
         let open = if self.open == 0 { usize::MAX } else { self.open as usize };
-        self.left.contains(shard)
-            && self.order.iter().filter(|&&s| self.left.contains(s)).take(open).any(|&s| s == shard)
+        self.order.iter().filter(|&&s| self.left.contains(s)).take(open).any(|&s| s == shard)
     }
 }
 
@@ -159,5 +158,23 @@ impl Driver {
         let Some(&wire) = self.to_wire.get(&dataset) else { return };
         let (dropped, kept) = (Some(set_to_runs(&dropped)), Some(set_to_runs(&kept)));
         self.send(Body::Dropped(v1::ShardsDropped { dataset: wire, dropped, kept }));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reader_has_the_first_of_its_order_open_that_it_has_not_read() {
+        let mut reader =
+            Reader { order: vec![4, 2, 7, 1], left: [4, 2, 7, 1].into_iter().collect(), ..Reader::default() };
+        let open = |r: &Reader| (0..9).filter(|&s| r.reads(s)).collect::<Vec<_>>();
+        // Until it says how many it reads at a time, it may be any.
+        assert_eq!(open(&reader), [1, 2, 4, 7]);
+        reader.open = 2;
+        assert_eq!(open(&reader), [2, 4]);
+        reader.left.remove_range(4..5);
+        assert_eq!(open(&reader), [2, 7]);
     }
 }
