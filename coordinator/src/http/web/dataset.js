@@ -1,7 +1,7 @@
 // One version: the map, how many copies there are, shards, what moves, what failed.
 
 import { bar, el, link, listTools, narrow, panel, partly, state, table } from "./dom.js";
-import { bytes, clock, count, rate, span } from "./format.js";
+import { bytes, clock, count, rate, span, thousands } from "./format.js";
 import { asked } from "./lists.js";
 import { columnsFor, legend, ShardMap, STATES } from "./map.js";
 import { stageColumns } from "./overview.js";
@@ -22,7 +22,7 @@ const blockingColumns = [
 /** Enough of a checksum to tell it from others; the JSON has all of it. */
 const shortened = (text) => (text.length > 19 ? `${text.slice(0, 18)}…` : text);
 
-const few = (names, total) => `${names.join(", ") || "–"}${total > names.length ? ` and ${(total - names.length).toLocaleString("en")} more` : ""}`;
+const few = (names, total) => `${names.join(", ") || "–"}${total > names.length ? ` and ${thousands(total - names.length)} more` : ""}`;
 
 const shardColumns = [
   { head: "Shard", cell: (s) => el("span", { class: "key" }, s.key) },
@@ -78,7 +78,7 @@ function histogram(bins, every) {
   const row = (b) => {
     const inner = el("i", { class: b.copies_from === 0 ? "none" : null });
     inner.style.width = `${(100 * b.shards) / most}%`;
-    return el("tr", {}, el("th", { scope: "row" }, name(b)), el("td", { class: "n" }, b.shards.toLocaleString("en")), el("td", { class: "wide" }, el("div", { class: "bar", "aria-hidden": "true" }, inner)));
+    return el("tr", {}, el("th", { scope: "row" }, name(b)), el("td", { class: "n" }, thousands(b.shards)), el("td", { class: "wide" }, el("div", { class: "bar", "aria-hidden": "true" }, inner)));
   };
   return el(
     "table",
@@ -102,7 +102,7 @@ function head(d) {
     ["Origin checksums", d.origin_verified ? "every shard can be compared with the origin's own" : state("warning", "the origin has none for some shards: origin-unverified")],
     ["Piece checksums", d.indexed ? "known in advance (index)" : "learned by the first reader"],
     ["Read from origin", `${bytes(d.origin_bytes)} since this coordinator began${d.bytes ? ` (${(d.origin_bytes / d.bytes).toFixed(2)} × the dataset)` : ""}`],
-    ["Moving now", `${count(d.transfers_from_origin, "order")} from the origin, ${d.transfers_from_peers.toLocaleString("en")} from peers`],
+    ["Moving now", `${count(d.transfers_from_origin, "order")} from the origin, ${thousands(d.transfers_from_peers)} from peers`],
     ["Pinned on", d.pinned_on.length ? d.pinned_on.slice(0, 8).join(", ") + (d.pinned_on.length > 8 ? ` and ${d.pinned_on.length - 8} more` : "") : "no node"],
     ["Digest", el("code", { class: "digest" }, d.digest)],
   ];
@@ -167,7 +167,7 @@ export const dataset = {
         watches: [mapWatch],
         render: ([m], { again }, box) => {
           const cover = m.nodes_per_row > 1 || m.shards_per_column > 1 ? `one cell is ${count(m.nodes_per_row, "node")} × ${count(m.shards_per_column, "shard")}` : "one cell is one node and one shard";
-          const note = `${m.nodes.toLocaleString("en")} of ${count(m.nodes_total, "node")}, ${m.shards.toLocaleString("en")} of ${count(m.shards_total, "shard")}; ${cover}${m.sampled_every > 1 ? `; 1 of ${m.sampled_every} shards looked at` : ""}`;
+          const note = `${thousands(m.nodes)} of ${count(m.nodes_total, "node")}, ${thousands(m.shards)} of ${count(m.shards_total, "shard")}; ${cover}${m.sampled_every > 1 ? `; 1 of ${m.sampled_every} shards looked at` : ""}`;
           const tools = el(
             "span",
             { class: "tools" },
@@ -181,7 +181,7 @@ export const dataset = {
             "Map as a table",
             [
               { head: m.nodes_per_row > 1 ? "Nodes" : "Node", cell: (r) => `${r.label}${r.down ? ` (${r.down} not connected)` : ""}` },
-              ...STATES.map(([, name]) => ({ head: name, number: true, cell: (r) => r.counts[name].toLocaleString("en") })),
+              ...STATES.map(([, name]) => ({ head: name, number: true, cell: (r) => thousands(r.counts[name]) })),
             ],
             m.rows,
             { empty: "No node has or shall have anything of it." },

@@ -1,5 +1,7 @@
 // Small tools to build the page. Text from agents and origins is only ever set as text, never as markup.
 
+import { thousands } from "./format.js";
+
 /** An element; attributes that are null or false are left out; `on*` are listeners; children are nodes or text. */
 export function el(tag, attributes, ...children) {
   const node = document.createElement(tag);
@@ -132,7 +134,7 @@ export function panel(title, { json, tools, id, note } = {}, ...children) {
 }
 
 /** "showing 100 of 250", when not all are. */
-export const partly = (shown, total) => (total > shown ? `showing ${shown.toLocaleString("en")} of ${total.toLocaleString("en")}` : null);
+export const partly = (shown, total) => (total > shown ? `showing ${thousands(shown)} of ${thousands(total)}` : null);
 
 /** Does the page show cards instead of tables? As in app.css. */
 export const narrow = () => innerWidth <= 720;
@@ -230,8 +232,8 @@ export function listTools({ page, query, states, label, go, limit, by = "name", 
     : null;
   const shown = page ? page.items.length : 0;
   const from = page && shown ? page.offset + 1 : 0;
-  const filtered = page && page.matched !== page.total ? ` that match (${page.total.toLocaleString("en")} in all)` : "";
-  const text = page ? `showing ${from ? `${from.toLocaleString("en")}–${(page.offset + shown).toLocaleString("en")}` : "0"} of ${page.matched.toLocaleString("en")}${filtered}` : "";
+  const filtered = page && page.matched !== page.total ? ` that match (${thousands(page.total)} in all)` : "";
+  const text = page ? `showing ${from ? `${thousands(from)}–${thousands(page.offset + shown)}` : "0"} of ${thousands(page.matched)}${filtered}` : "";
   const step = limit || 50;
   const button = (name, to, able) =>
     el("button", { type: "button", disabled: !able, "data-key": `${name}-${label}`, "aria-label": `${name} ${label}`, onclick: () => go({ offset: to ? String(to) : "" }) }, name === "previous" ? "‹" : "›");

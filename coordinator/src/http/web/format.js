@@ -23,7 +23,9 @@ export function span(s) {
   return `${Math.round(s / 86400)} d`;
 }
 
-export const count = (n, one, many) => `${n.toLocaleString("en")} ${n === 1 ? one : many || `${one}s`}`;
+export const thousands = (n) => n.toLocaleString("en");
+
+export const count = (n, one, many) => `${thousands(n)} ${n === 1 ? one : many || `${one}s`}`;
 
 /** Never 100 % before it is all. */
 export function percent(part, whole) {

@@ -1,7 +1,7 @@
 // Nodes by shards as a picture: every cell says by shape and colour where things stand; by keyboard, too.
 
 import { el, say } from "./dom.js";
-import { count } from "./format.js";
+import { count, thousands } from "./format.js";
 
 const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
@@ -260,5 +260,5 @@ export function legend(totals) {
     drawCell(g, letter, 0, 0, 0, 14, 14, c);
     return canvas;
   };
-  return el("ul", { class: "legend" }, ...STATES.map(([letter, name, meaning]) => el("li", { title: meaning }, sample(letter), ` ${name} ${totals[name].toLocaleString("en")}`)));
+  return el("ul", { class: "legend" }, ...STATES.map(([letter, name, meaning]) => el("li", { title: meaning }, sample(letter), ` ${name} ${thousands(totals[name])}`)));
 }

@@ -1,7 +1,7 @@
 // One node: disk, links, what it moves, which versions it has, and where it differs from the others.
 
 import { bar, el, link, narrow, panel, partly, state, table } from "./dom.js";
-import { bytes, count, percent, rate, span } from "./format.js";
+import { bytes, count, percent, rate, span, thousands } from "./format.js";
 import { transferColumns } from "./dataset.js";
 import { alarmList } from "./overview.js";
 
@@ -38,7 +38,7 @@ const railColumns = [
     minor: true,
     cell: (r) => {
       const moved = Object.entries(r.counters).filter(([, n]) => n);
-      return el("details", { "data-key": `counters-${r.device}-${r.port}` }, el("summary", { "data-key": `counters-s-${r.device}-${r.port}` }, count(moved.length, "counter")), ...moved.map(([name, n]) => el("div", {}, el("code", {}, name), ` ${n.toLocaleString("en")}`)));
+      return el("details", { "data-key": `counters-${r.device}-${r.port}` }, el("summary", { "data-key": `counters-s-${r.device}-${r.port}` }, count(moved.length, "counter")), ...moved.map(([name, n]) => el("div", {}, el("code", {}, name), ` ${thousands(n)}`)));
     },
   },
 ];

@@ -2,7 +2,7 @@
 
 import { Throughput } from "./chart.js";
 import { bar, el, link, panel, state, table } from "./dom.js";
-import { bytes, clock, count, percent, rate, ratio, since, span } from "./format.js";
+import { bytes, clock, count, percent, rate, ratio, since, span, thousands } from "./format.js";
 
 export function alarmList(alarms, context) {
   if (!alarms.length) return el("p", { class: "empty" }, state("ok", "No alarms."));
@@ -46,7 +46,7 @@ export const datasetColumns = [
   { head: "Dataset", cell: (d) => el("a", { href: link("datasets", d.dataset), "data-key": `d-${d.dataset}` }, d.dataset) },
   { head: "Where", cell: verdictCell },
   { head: "Kind", minor: true, cell: (d) => d.kind },
-  { head: "Shards", number: true, cell: (d) => d.shards.toLocaleString("en") },
+  { head: "Shards", number: true, cell: (d) => thousands(d.shards) },
   { head: "Size", number: true, cell: (d) => bytes(d.bytes) },
   { head: "Origin checksums", minor: true, cell: (d) => (d.origin_verified ? "all compared" : state("warning", "none to compare")) },
 ];
