@@ -7,7 +7,7 @@ use std::io::{IsTerminal as _, Write as _};
 use std::time::Instant;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use millstream_types::size::format_size;
+use millstream_types::size::{counted, format_size};
 use serde::Serialize;
 
 use crate::failure::{Failure, Result};
@@ -36,7 +36,7 @@ pub fn note(text: &str) {
 
 /// "1 node", "3 nodes".
 pub fn nodes(count: usize) -> String {
-    if count == 1 { "1 node".into() } else { format!("{count} nodes") }
+    counted(count as u64, "node")
 }
 
 /// Columns of texts under headings.

@@ -6,7 +6,7 @@
 //! ([`picture`]). Non-goals: decisions.
 
 use millstream_coordinator_core::view::{ReplicaState, ReplicaView};
-use millstream_types::size::format_size;
+use millstream_types::size::{counted, format_size};
 use millstream_types::{DatasetId, Time};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
@@ -131,11 +131,6 @@ pub(crate) struct Verdict {
     pub(crate) nodes_failed: u32,
     /// The first of those that it waits for: failed ones first, then the furthest behind.
     pub(crate) waiting_for: Vec<Blocking>,
-}
-
-/// "1 node", "2 nodes".
-pub(crate) fn counted(count: u64, one: &str) -> String {
-    format!("{count} {one}{}", if count == 1 { "" } else { "s" })
 }
 
 /// A share in percent, never 100 before it is all.

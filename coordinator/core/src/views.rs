@@ -1,5 +1,6 @@
 //! Answers to questions about the state.
 
+use millstream_types::size::counted;
 use millstream_types::{AssignmentId, Crc64, DatasetId, NodeId, PieceNo, StageId, Time};
 
 use crate::Core;
@@ -81,10 +82,7 @@ impl Core {
         } else if shards_ready == shards_wanted && (bytes_ready > 0 || bytes == 0 || wanted) {
             (ReplicaState::Ready, String::new())
         } else if failed > 0 && shards_ready as usize + failed == shards_wanted as usize {
-            (
-                ReplicaState::Failed,
-                if failed == 1 { "1 shard failed".to_owned() } else { format!("{failed} shards failed") },
-            )
+            (ReplicaState::Failed, format!("{} failed", counted(failed as u64, "shard")))
         } else if !wanted {
             let state = if bytes_ready > 0 { ReplicaState::Receiving } else { ReplicaState::Absent };
             (state, "not staged here".to_owned())

@@ -11,6 +11,7 @@ use millstream_proto::convert::{self, ConvertError, WireSource};
 use millstream_proto::v1;
 use millstream_proto::v1::agent_message::Body;
 use millstream_proto::v1::coordinator_message::Body as Order;
+use millstream_types::size::counted;
 use millstream_types::{AssignmentId, Crc64, DatasetId, Manifest, NodeId, Time};
 
 use super::State;
@@ -18,7 +19,6 @@ use crate::failure::ExitCode;
 use crate::nodes::details::Details;
 use crate::nodes::short;
 use crate::observe::events::{Kind, Severity, Telling};
-use crate::views::counted;
 
 type Checked<T> = Result<T, ConvertError>;
 

@@ -1,11 +1,11 @@
 //! What is wrong now: from facts to alarms, without looking anywhere else.
 
+use millstream_types::size::counted;
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::events::Severity;
 use crate::limits::{ALARMS_PER_KIND_MAX, DISK_NEAR_FULL, SLOW_NODES_MIN, SLOW_SHARE, STALLED_AFTER_S};
-use crate::views::counted;
 
 /// Something is wrong now.
 #[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
@@ -106,7 +106,7 @@ pub(crate) struct Facts {
 pub(crate) fn raise(facts: &Facts) -> Vec<Alarm> {
     let mut alarms = Vec::new();
     for (dataset, count, first) in &facts.failed_shards {
-        let text = format!("{count} {} of {dataset} failed: {first}", if *count == 1 { "shard" } else { "shards" });
+        let text = format!("{} of {dataset} failed: {first}", counted(*count as u64, "shard"));
         let next = format!("look at the failures of {dataset}; mend the origin, then: millstream stage {dataset}");
         alarms.push(Alarm::new("shards-failed", Severity::Error, dataset, text, next).dataset(dataset));
     }

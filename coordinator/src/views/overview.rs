@@ -2,13 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use millstream_types::size::format_size;
+use millstream_types::size::{counted, format_size};
 use millstream_types::{DatasetId, StageId, Time};
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::datasets::DatasetItem;
-use super::{Page, Paging, counted};
+use super::{Page, Paging};
 use crate::driver::State;
 use crate::driver::state::unix_ms;
 use crate::nodes::Moved;

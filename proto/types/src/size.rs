@@ -1,4 +1,4 @@
-//! Sizes as people write them: `512MiB`, `2TiB`, `10 GB`, `4096`.
+//! Sizes and counts as people write them: `512MiB`, `2TiB`, `10 GB`, `4096`; "1 node", "2 nodes".
 
 use thiserror::Error;
 
@@ -61,6 +61,11 @@ pub fn format_size(bytes: u64) -> String {
     format!("{value:.digits$} {}", UNITS[unit])
 }
 
+/// "1 node", "2 nodes".
+pub fn counted(count: u64, one: &str) -> String {
+    format!("{count} {one}{}", if count == 1 { "" } else { "s" })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -81,5 +86,10 @@ mod tests {
         assert_eq!(format_size(512), "512 B");
         assert_eq!(format_size(1 << 20), "1.00 MiB");
         assert_eq!(format_size(256 << 20), "256 MiB");
+    }
+
+    #[test]
+    fn one_of_something_is_not_several() {
+        assert_eq!([0, 1, 2].map(|n| counted(n, "shard")), ["0 shards", "1 shard", "2 shards"]);
     }
 }
