@@ -18,7 +18,6 @@ def cluster(make_cluster):
         "liar": {"environment": {"MILLSTREAM_FAULT_SERVE": "flip"}},
         "caged": {"before": without_io_uring},
         "small": {"arguments": {"--capacity": "20MiB"}},
-        "snail": {"environment": {"MILLSTREAM_FAULT_SERVE": "stall:1500"}},
     }
     cluster = make_cluster(agents)
     cluster.put("a", 6, SHARD_BYTES)
@@ -26,8 +25,7 @@ def cluster(make_cluster):
     cluster.put("huge", 12, SHARD_BYTES, first_seed=100)
     cluster.put("rotten", 2, SHARD_BYTES, first_seed=200)
     cluster.put("slow", 4, SHARD_BYTES, first_seed=300)
-    cluster.put("snail", 8, SHARD_BYTES, first_seed=400)
-    for name in ["a", "snail", "full", "huge", "rotten", "slow"]:
+    for name in ["a", "full", "huge", "rotten", "slow"]:
         cluster.add(f"{name}@v1", name)
     return cluster
 
@@ -124,11 +122,16 @@ def test_a_shard_that_is_corrupt_at_the_origin(cluster, page, shots):
     expect(alarm(page, "shards-failed", "rotten@v1")).to_have_count(0)
 
 
-def test_a_source_that_is_slow(cluster, page):
+def test_a_source_that_is_slow(make_cluster, open_page):
+    # Of its own: which of two nodes is slow is found by what all of them get, and other faults here make some of them late.
+    slow = {"environment": {"MILLSTREAM_FAULT_SERVE": "stall:1500"}}
+    cluster = make_cluster({"node1": {}, "node2": {}, "node3": {}, "snail": slow})
+    cluster.put("snail", 8, SHARD_BYTES, first_seed=400)
+    cluster.add("snail@v1", "snail")
     # It feeds one after another: the first may be slow itself, the second shows whose fault it is.
     cluster.cli("stage", "snail@v1", "--nodes", "snail", "--wait", "--timeout", "60s")
-    cluster.cli("stage", "snail@v1", "--nodes", "node1,node2,caged", "--wait", "--timeout", "60s")
-    shown = alarm(page, "node-slow", "snail")
+    cluster.cli("stage", "snail@v1", "--nodes", "node1,node2,node3", "--wait", "--timeout", "60s")
+    shown = alarm(open_page(cluster, "#/"), "node-slow", "snail")
     expect(shown).to_contain_text("sends much slower than others")
     expect(shown).to_have_count(0)
 
