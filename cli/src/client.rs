@@ -66,13 +66,9 @@ impl Session {
     {
         let mut reasons = Vec::new();
         for url in self.settings.coordinators() {
-            let channel = match connect(&url).await {
+            let channel = match connect(endpoint(&url)?).await {
                 Ok(channel) => channel,
-                Err(Unusable::Url(reason)) => {
-                    return Err(Failure::usage(format!("coordinator {url}"), reason)
-                        .next("write --coordinator http://HOST:7070"));
-                }
-                Err(Unusable::Connection(reason)) => {
+                Err(reason) => {
                     reasons.push(format!("{url} ({reason})"));
                     continue;
                 }
@@ -94,16 +90,19 @@ impl Session {
     }
 }
 
-enum Unusable {
-    Url(String),
-    Connection(String),
+/// A coordinator's URL, parsed.
+pub fn endpoint(url: &str) -> Result<Endpoint> {
+    let refused = |reason: String| {
+        Failure::usage(format!("coordinator {url}"), reason).next("write --coordinator http://HOST:7070")
+    };
+    if !(url.starts_with("http://") || url.starts_with("https://")) {
+        return Err(refused("is not a URL with http:// before the host".into()));
+    }
+    Endpoint::from_shared(url.to_owned()).map_err(|e| refused(e.to_string()))
 }
 
-async fn connect(url: &str) -> Result<Channel, Unusable> {
-    if !(url.starts_with("http://") || url.starts_with("https://")) {
-        return Err(Unusable::Url("is not a URL with http:// before the host".into()));
-    }
-    let endpoint = Endpoint::from_shared(url.to_owned()).map_err(|e| Unusable::Url(e.to_string()))?;
+/// Why there is no connection, in words.
+async fn connect(endpoint: Endpoint) -> Result<Channel, String> {
     let endpoint = endpoint
         .connect_timeout(CONNECT_TIMEOUT)
         .http2_keep_alive_interval(KEEPALIVE)
@@ -111,8 +110,8 @@ async fn connect(url: &str) -> Result<Channel, Unusable> {
         .tcp_nodelay(true);
     match tokio::time::timeout(CONNECT_TIMEOUT, endpoint.connect()).await {
         Ok(Ok(channel)) => Ok(channel),
-        Ok(Err(error)) => Err(Unusable::Connection(innermost(&error))),
-        Err(_) => Err(Unusable::Connection(format!("no connection within {CONNECT_TIMEOUT:?}"))),
+        Ok(Err(error)) => Err(innermost(&error)),
+        Err(_) => Err(format!("no connection within {CONNECT_TIMEOUT:?}")),
     }
 }
 

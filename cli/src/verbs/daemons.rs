@@ -9,6 +9,7 @@ use serde_json::json;
 use tokio::sync::oneshot;
 
 use crate::args::Daemon;
+use crate::client;
 use crate::config::{self, AgentSettings, CoordinatorSettings, DEFAULT_DATA_DIR, Io, host_name};
 use crate::failure::{Failure, Result};
 use crate::logging;
@@ -100,6 +101,8 @@ fn agent_config(settings: AgentSettings) -> Result<AgentConfig> {
         Some("off") => RdmaMode::Off,
         Some(device) => RdmaMode::Device(device.to_owned()),
     };
+    // Else the agent would come up and try again for ever.
+    settings.coordinator.iter().try_for_each(|url| client::endpoint(url).map(drop))?;
     if !settings.coordinator.is_empty() {
         config.coordinators = settings.coordinator;
     }
@@ -168,5 +171,7 @@ mod tests {
         assert!(coordinator_config(etcd).is_err());
         let listen = AgentSettings { listen: Some("here".into()), ..AgentSettings::default() };
         assert!(agent_config(listen).is_err());
+        let coordinator = AgentSettings { coordinator: vec!["head:7070".into()], ..AgentSettings::default() };
+        assert!(agent_config(coordinator).unwrap_err().to_string().contains("http://"));
     }
 }
