@@ -33,6 +33,11 @@ pub const GOODBYE_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long a peer's request for a piece that is not even on its way here is held: the child's order may overtake
 /// the parent's.
 pub const UNKNOWN_PIECE_GRACE: Duration = Duration::from_secs(2);
+/// A piece that does not come is refused this part of the requester's deadline (one of so many) before that ends, and at
+/// most [`PEER_ANSWER_MAX`]: who hears in time that it is not here does not take this node for dead.
+pub const PEER_ANSWER_PART: u32 = 8;
+/// See [`PEER_ANSWER_PART`].
+pub const PEER_ANSWER_MAX: Duration = Duration::from_millis(500);
 /// How long `fetch` waits when its client does not say: a large shard on a slow link.
 pub const FETCH_TIMEOUT: Duration = Duration::from_secs(60);
 /// And at most: a client that wants to wait longer asks again.

@@ -79,6 +79,14 @@ pub enum FetchError {
         /// host:port.
         peer: String,
     },
+    /// The peer answers, but was itself waiting for the piece until the deadline.
+    #[error("peer {peer} did not receive the piece itself within {after:?}")]
+    NotYet {
+        /// host:port.
+        peer: String,
+        /// The deadline that passed.
+        after: Duration,
+    },
     /// The peer sent something else than it was asked for.
     #[error("peer {peer} broke the protocol: {detail}")]
     Protocol {

@@ -90,6 +90,8 @@ pub enum FaultKind {
     Cut(u32, u64),
     /// It serves wrong bytes this many times in a million.
     Corrupts(u32, u32),
+    /// It answers its peers that it has nothing.
+    Refuses(u32),
     /// Its disk takes nothing more.
     Full(u32),
     /// The origin sends wrong bytes for the next reads of a piece: (piece, reads).
@@ -112,6 +114,7 @@ impl FaultKind {
             | FaultKind::Slow(n, _)
             | FaultKind::Cut(n, _)
             | FaultKind::Corrupts(n, _)
+            | FaultKind::Refuses(n)
             | FaultKind::Full(n) => Some(*n),
             _ => None,
         }

@@ -87,6 +87,25 @@ fn a_corrupting_node_costs_little() {
 }
 
 #[test]
+fn a_node_that_refuses_its_peers_costs_little() {
+    let outcomes = costs_little(FaultKind::Refuses);
+    for outcome in outcomes {
+        assert!(outcome.complete && outcome.origin_ratio <= 1.05, "origin {}", outcome.origin_ratio);
+    }
+}
+
+#[test]
+fn a_small_version_that_only_a_refusing_node_holds_is_read_again_at_once() {
+    for nodes in [2, 3, 8] {
+        let outcome =
+            run(Scenario::new(1, nodes, 12_000_000, 4).rates(50e6, 100e6, 200e6).with(0, FaultKind::Refuses(0)));
+        clean(&outcome);
+        assert!(outcome.complete && outcome.origin_ratio <= 2.0, "origin {}", outcome.origin_ratio);
+        assert!(outcome.elapsed_s < 2.0, "{nodes} nodes: {} s", outcome.elapsed_s);
+    }
+}
+
+#[test]
 fn a_cut_link_costs_little() {
     for outcome in costs_little(|node| FaultKind::Cut(node, 3_000_000)) {
         assert!(outcome.complete);

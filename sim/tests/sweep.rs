@@ -1,7 +1,7 @@
 //! Many random clusters with random accidents. A seed that fails here is replayed with
 //! `MILLSTREAM_SIM_SEED=n cargo test -p millstream-sim --test sweep one_seed -- --nocapture`.
 
-use millstream_sim::{Outcome, Scenario, run};
+use millstream_sim::{FaultKind, Outcome, Scenario, run};
 
 fn check(outcome: &Outcome) -> Result<(), String> {
     if outcome.violations.is_empty() {
@@ -10,20 +10,32 @@ fn check(outcome: &Outcome) -> Result<(), String> {
     Err(format!("seed {}: {:#?}", outcome.seed, outcome.violations))
 }
 
-fn sweep(seeds: std::ops::Range<u64>, faults: bool) {
-    let failed: Vec<String> = seeds.filter_map(|seed| check(&run(Scenario::random(seed, faults))).err()).collect();
+fn sweep(seeds: std::ops::Range<u64>, scenario: impl Fn(u64) -> Scenario) {
+    let failed: Vec<String> = seeds.filter_map(|seed| check(&run(scenario(seed))).err()).collect();
     assert!(failed.is_empty(), "{} seeds failed:\n{}", failed.len(), failed.join("\n"));
+}
+
+fn many(usually: u64) -> u64 {
+    std::env::var("MILLSTREAM_SIM_SEEDS").ok().and_then(|n| n.parse().ok()).unwrap_or(usually)
 }
 
 #[test]
 fn clusters_without_faults() {
-    sweep(0..24, false);
+    sweep(0..24, |seed| Scenario::random(seed, false));
 }
 
 #[test]
 fn clusters_with_faults() {
-    let many = std::env::var("MILLSTREAM_SIM_SEEDS").ok().and_then(|n| n.parse().ok());
-    sweep(1_000..1_000 + many.unwrap_or(60), true);
+    sweep(1_000..1_000 + many(60), |seed| Scenario::random(seed, true));
+}
+
+#[test]
+fn clusters_with_faults_and_a_node_that_refuses_its_peers() {
+    sweep(1_000..1_000 + many(30), |seed| {
+        let scenario = Scenario::random(seed, true);
+        let victim = seed as u32 % scenario.nodes;
+        scenario.with(0, FaultKind::Refuses(victim))
+    });
 }
 
 /// Seeds that once failed, each for its own reason.

@@ -53,6 +53,8 @@ pub const PEERS_MAX: usize = 8_192;
 /// Times that a peer may say it does not have a piece, before that counts against it: its own order for the piece
 /// travels on another connection and may come later than our question.
 pub const NOT_HAVE_GRACE: u32 = 3;
+/// A peer that takes this long to say so has waited for its own order.
+pub const NOT_HAVE_WAITED_US: u64 = 1_000_000;
 /// First wait before RDMA to a peer, or a device, that failed is tried again: long enough for a link to come back by
 /// itself, short enough that a stage of minutes gets most of its bytes the fast way.
 pub const COOLDOWN_MIN_US: u64 = 1_000_000;

@@ -280,7 +280,7 @@ fn peer_failure(source: Source, piece: PieceNo, error: &FetchError) -> Failure {
     let kind = match error {
         FetchError::Unreachable { .. } => FailureKind::Unreachable,
         FetchError::Timeout { .. } => FailureKind::Timeout,
-        FetchError::NotHave { .. } => FailureKind::NotHave,
+        FetchError::NotHave { .. } | FetchError::NotYet { .. } => FailureKind::NotHave,
         FetchError::Protocol { .. } => FailureKind::Protocol,
         FetchError::Cancelled => FailureKind::Cancelled,
     };

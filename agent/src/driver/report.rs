@@ -28,7 +28,7 @@ impl Driver {
                 self.send(Body::Failed(v1::AssignmentFailed { assignment: assignment.0, failure, missing }));
             }
             Report::SourceFailed { dataset, failure } => {
-                self.note(&failure, "source failed; trying another");
+                self.note(&failure, "a source failed; its pieces are asked for again");
                 let Some(&wire) = self.to_wire.get(&dataset) else { return };
                 let failure = self.wire_failure(dataset, &failure);
                 self.send(Body::SourceFailed(v1::SourceFailed { dataset: wire, failure: Some(failure) }));

@@ -132,7 +132,7 @@ impl SelectTransport {
                 let mut state = self.locked();
                 match error {
                     // The peer's answer came over a link that works.
-                    FetchError::NotHave { .. } | FetchError::Protocol { .. } => {
+                    FetchError::NotHave { .. } | FetchError::NotYet { .. } | FetchError::Protocol { .. } => {
                         state.cooldowns.worked(peer);
                     }
                     // Nothing was learned about RDMA.

@@ -2,8 +2,16 @@
 //! looks again. Nothing is allocated per piece, and a connection that goes away leaves nothing that anyone waits for.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::Notify;
+
+use crate::limits::{PEER_ANSWER_MAX, PEER_ANSWER_PART};
+
+/// How long a request waits here for its piece, where its requester waits for `wait`.
+pub(super) fn patience(wait: Duration) -> Duration {
+    wait - (wait / PEER_ANSWER_PART).min(PEER_ANSWER_MAX)
+}
 
 /// Where a connection hears which of its requests to look at again.
 #[derive(Debug, Default)]

@@ -238,7 +238,7 @@ pub enum Event {
         /// The last failure.
         failure: Failure,
     },
-    /// A node met a bad source but went on with an alternate: for quarantine and alarms only.
+    /// A source failed a node, which goes on with it or with an alternate: for quarantine and alarms only.
     SourceFailed {
         /// The node that complains.
         node: NodeId,

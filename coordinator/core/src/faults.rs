@@ -26,7 +26,7 @@ impl Core {
         self.counters.failed += 1;
         let Some(no) = self.flights.find(assignment, node) else {
             self.counters.ignored += 1;
-            self.complaint(now, node, &failure);
+            self.complaint(now, node, &failure, false);
             return;
         };
         let Some(id) = self.flights.get(no).map(|f| f.dataset) else {
@@ -34,17 +34,13 @@ impl Core {
         };
         self.counters.requeues += 1;
         let refused = matches!(failure.kind, FailureKind::NoSpace | FailureKind::Disk);
-        let mut complaint = failure.clone();
+        let mut denied = false;
         self.with(id, |core, ds| {
             let Some(flight) = core.land(ds, now, no, 0) else {
                 return;
             };
             let e = flight.extent;
-            // It said that it has it, and now it says that it does not: as good as no answer.
-            let denies = |peer: NodeId| failure.kind == FailureKind::NotHave && ds.extents[e as usize].have.get(peer.0);
-            if matches!(failure.source, Source::Peer(peer) if denies(peer)) {
-                complaint.kind = FailureKind::Protocol;
-            }
+            denied = ds.denied(e, &failure);
             let extent = &mut ds.extents[e as usize];
             let had =
                 (extent.pieces.end - extent.pieces.start).saturating_sub(missing.count_range(extent.pieces.clone()));
@@ -67,9 +63,18 @@ impl Core {
             self.node_refused(now, node, id, failure.detail);
             return;
         }
-        self.complaint(now, node, &complaint);
+        self.complaint(now, node, &failure, denied);
         self.serve(now, node);
         self.serve_some(now);
+    }
+
+    /// A node goes on with another source.
+    pub(crate) fn source_failed(&mut self, now: Time, node: NodeId, dataset: DatasetId, failure: &Failure) {
+        let denied = self.with(dataset, |_, ds| {
+            let e = failure.piece.and_then(|piece| ds.extent_of(piece));
+            e.is_some_and(|e| ds.denied(e, failure))
+        });
+        self.complaint(now, node, failure, denied.unwrap_or(false));
     }
 
     /// One origin read failed: wait, read elsewhere, or give the shard up.
@@ -210,13 +215,14 @@ impl Core {
         self.nodes.get(node).and_then(|n| n.last_poor).is_some_and(|at| now.since(at) < SLANDER_US)
     }
 
-    /// Somebody met a bad source.
-    pub(crate) fn complaint(&mut self, now: Time, by: NodeId, failure: &Failure) {
+    /// Somebody met a bad source. `denied`: it does not have what it said it has.
+    fn complaint(&mut self, now: Time, by: NodeId, failure: &Failure, denied: bool) {
         let Source::Peer(peer) = failure.source else {
             return;
         };
-        // Who is slow or cut off itself blames those who are not.
-        let slander = self.slanders(now, by) && failure.kind != FailureKind::Checksum;
+        // Who is slow or cut off itself blames those who are not; but this one answered.
+        let no_answer = matches!(failure.kind, FailureKind::Unreachable | FailureKind::Timeout);
+        let slander = no_answer && self.slanders(now, by);
         let Some(known) = self.nodes.get_mut(peer).filter(|_| peer != by && !slander) else {
             return;
         };
@@ -228,7 +234,12 @@ impl Core {
                 // Its session is gone and a peer cannot reach it either: no need to wait longer.
                 self.node_down(now, peer);
             }
-            FailureKind::Checksum | FailureKind::Unreachable | FailureKind::Timeout | FailureKind::Protocol => {
+            FailureKind::NotHave if !denied => {}
+            FailureKind::Checksum
+            | FailureKind::NotHave
+            | FailureKind::Unreachable
+            | FailureKind::Timeout
+            | FailureKind::Protocol => {
                 let before = known.quarantine.distrusted(now);
                 let quarantined = known.quarantine.complain(now, failure.kind, by);
                 let distrusted = !before && known.quarantine.distrusted(now);

@@ -141,7 +141,7 @@ impl Core {
             Event::AssignmentFailed { node, assignment, missing, failure } => {
                 self.assignment_failed(now, node, assignment, &missing, failure);
             }
-            Event::SourceFailed { node, dataset: _, failure } => self.complaint(now, node, &failure),
+            Event::SourceFailed { node, dataset, failure } => self.source_failed(now, node, dataset, &failure),
             Event::ShardsSealed { node, dataset, shards } => self.shards_sealed(now, node, dataset, &shards),
             Event::ShardMismatch { node, dataset, shard, expected, actual } => {
                 self.shard_mismatch(now, node, dataset, shard, expected, actual);

@@ -156,16 +156,16 @@ pub const WORD_FOR_US: u64 = 60_000_000;
 
 // ------------------------------------------------------------------ faults
 
-/// First quarantine of a source of bad bytes; doubles each time.
-pub const QUARANTINE_CHECKSUM_US: u64 = 10_000_000;
-/// Longest quarantine of a source of bad bytes.
-pub const QUARANTINE_CHECKSUM_MAX_US: u64 = 600_000_000;
+/// First quarantine of a source of bad bytes, or of one that denies what it said it has; doubles each time.
+pub const QUARANTINE_OFFENCE_US: u64 = 10_000_000;
+/// Longest of those.
+pub const QUARANTINE_OFFENCE_MAX_US: u64 = 600_000_000;
 /// First quarantine of a source that does not answer; doubles each time.
 pub const QUARANTINE_MIN_US: u64 = 1_000_000;
 /// Longest quarantine of a source that does not answer.
 pub const QUARANTINE_MAX_US: u64 = 60_000_000;
-/// After this many quarantines for bad bytes a node's copy does not count as one: the origin is read again.
-pub const DISTRUST_STRIKES: u32 = 2;
+/// After this many of those a node's copy does not count as one: the origin is read again.
+pub const DISTRUST_OFFENCES: u32 = 2;
 /// First pause of a node whose assignments fail in a row; doubles each time.
 pub const HOLD_MIN_US: u64 = 50_000;
 /// Longest pause of a node whose assignments fail in a row.

@@ -6,8 +6,8 @@ use crate::chain::Flow;
 use crate::event::{FailureKind, NodeInfo, NodeState};
 use crate::flight::FlightNo;
 use crate::limits::{
-    DISTRUST_STRIKES, HOLD_MAX_US, HOLD_MIN_US, NODES_MAX, QUARANTINE_CHECKSUM_MAX_US, QUARANTINE_CHECKSUM_US,
-    QUARANTINE_MAX_US, QUARANTINE_MIN_US, SLOW_FACTOR, SLOW_FADE, SLOW_MAX, SLOW_NOISE,
+    DISTRUST_OFFENCES, HOLD_MAX_US, HOLD_MIN_US, NODES_MAX, QUARANTINE_MAX_US, QUARANTINE_MIN_US,
+    QUARANTINE_OFFENCE_MAX_US, QUARANTINE_OFFENCE_US, SLOW_FACTOR, SLOW_FADE, SLOW_MAX, SLOW_NOISE,
 };
 
 /// Weight of a new sample in every moving average.
@@ -107,10 +107,11 @@ impl Slowness {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Quarantine {
     pub(crate) until: Time,
-    checksum_strikes: u32,
+    /// Quarantines for bad bytes, or for denying what it said it has.
+    offences: u32,
     other_strikes: u32,
     last_reporter: Option<NodeId>,
-    /// Who met bad bytes first since the quarantine began, and whether somebody else did, too.
+    /// Who reported the offence first since the quarantine began, and whether that was borne out.
     accuser: Option<NodeId>,
     corroborated: bool,
 }
@@ -119,16 +120,17 @@ impl Quarantine {
     /// Somebody complains; the length of the quarantine that follows, if one does.
     pub(crate) fn complain(&mut self, now: Time, kind: FailureKind, by: NodeId) -> Option<u64> {
         let running = now < self.until;
-        let for_us = if kind == FailureKind::Checksum {
-            // Complaints about pieces sent before the quarantine began are the same offence.
-            if running && self.checksum_strikes > 0 {
-                self.corroborated |= self.accuser != Some(by);
+        let for_us = if matches!(kind, FailureKind::Checksum | FailureKind::NotHave) {
+            // Complaints about pieces sent before the quarantine began are the same offence. Bad bytes may be the
+            // accuser's own fault; what it was told twice is not.
+            if running && self.offences > 0 {
+                self.corroborated |= self.accuser != Some(by) || kind == FailureKind::NotHave;
                 return None;
             }
-            self.checksum_strikes += 1;
+            self.offences += 1;
             self.accuser = Some(by);
             self.corroborated = false;
-            doubled(QUARANTINE_CHECKSUM_US, self.checksum_strikes - 1, QUARANTINE_CHECKSUM_MAX_US)
+            doubled(QUARANTINE_OFFENCE_US, self.offences - 1, QUARANTINE_OFFENCE_MAX_US)
         } else {
             if running {
                 return None;
@@ -152,9 +154,9 @@ impl Quarantine {
     }
 
     /// Its copies do not count: two nodes got bad bytes from it, or one did again and again (that one may itself be
-    /// the broken one).
+    /// the broken one); or it denied twice what it said it has.
     pub(crate) fn distrusted(&self, now: Time) -> bool {
-        now < self.until && (self.corroborated || self.checksum_strikes >= DISTRUST_STRIKES)
+        now < self.until && (self.corroborated || self.offences >= DISTRUST_OFFENCES)
     }
 }
 
@@ -389,6 +391,17 @@ mod tests {
         let second = q.complain(Time(first), FailureKind::Checksum, b).unwrap();
         assert_eq!(second, 2 * first);
         assert!(q.distrusted(Time(first)));
+    }
+
+    #[test]
+    fn what_is_denied_twice_is_not_there() {
+        let mut q = Quarantine::default();
+        let by = NodeId(1);
+        assert_eq!(q.complain(Time(0), FailureKind::NotHave, by), Some(QUARANTINE_OFFENCE_US));
+        assert!(!q.distrusted(Time(1)));
+        assert_eq!(q.complain(Time(1), FailureKind::NotHave, by), None);
+        assert!(q.distrusted(Time(2)));
+        assert!(!q.distrusted(Time(QUARANTINE_OFFENCE_US)));
     }
 
     #[test]

@@ -29,6 +29,7 @@ impl World {
             }
             FaultKind::Cut(n, us) => self.nodes[n as usize].cut_until = now + us,
             FaultKind::Corrupts(n, ppm) => self.nodes[n as usize].corrupt_ppm = ppm,
+            FaultKind::Refuses(n) => self.nodes[n as usize].refuses = true,
             FaultKind::Full(n) => self.nodes[n as usize].disk_full = true,
             FaultKind::OriginCorrupts(piece, reads) => {
                 self.origin.corrupt.insert(piece, reads);

@@ -103,7 +103,9 @@ impl World {
             return;
         }
         let node = &mut self.nodes[parent as usize];
-        if node.verified[job.piece as usize].is_some() {
+        if node.refuses {
+            self.end_if_current(&job, FailureKind::NotHave, self.scenario.peer_latency_us);
+        } else if node.verified[job.piece as usize].is_some() {
             let bytes = u64::from(self.layout.place(job.piece).len);
             node.uplink.push(job, bytes);
             self.serve_uplink(parent);

@@ -57,6 +57,8 @@ pub(super) struct Node {
     pub cut_until: Time,
     /// Serves wrong bytes this many times in a million.
     pub corrupt_ppm: u32,
+    /// Says that it has nothing.
+    pub refuses: bool,
     pub timer: Option<Time>,
     pub last_seal: Time,
     config: AgentConfig,
@@ -92,6 +94,7 @@ impl Node {
             disk_full: false,
             cut_until: Time::ZERO,
             corrupt_ppm: 0,
+            refuses: false,
             timer: None,
             last_seal: Time::ZERO,
             config,
@@ -322,13 +325,23 @@ impl World {
         };
         live.over = true;
         let (source, epoch) = (live.source, node.epoch);
-        let failure = Failure { kind, source, piece: None, expected: None, actual: None, detail: String::new() };
+        let failure = Failure {
+            kind,
+            source,
+            piece: Some(live.pieces.start),
+            expected: None,
+            actual: None,
+            detail: String::new(),
+        };
         self.clock.after(us, Event::FetchEnded { node: n, epoch, fetch, failure: Some(failure) });
     }
 
     pub(super) fn deadline(&mut self, n: u32, epoch: u32, fetch: FetchId) {
         if self.nodes[n as usize].epoch == epoch {
-            self.end_live(n, fetch, FailureKind::Timeout, 0);
+            let waits = |job: &Job| (job.to, job.epoch, job.fetch) == (n, epoch, fetch);
+            let waiting = self.nodes.iter().any(|node| node.waiters.values().flatten().any(waits));
+            let kind = if waiting { FailureKind::NotHave } else { FailureKind::Timeout };
+            self.end_live(n, fetch, kind, 0);
         }
     }
 

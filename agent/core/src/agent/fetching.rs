@@ -259,11 +259,18 @@ impl AgentCore {
                     return;
                 }
             }
-            // Its own order may still be on the way.
-            FailureKind::NotHave if order.not_have < limits::NOT_HAVE_GRACE => {
+            // Its own order may still be on the way, unless it has waited for that.
+            FailureKind::NotHave
+                if order.not_have < limits::NOT_HAVE_GRACE && now.since(issued) < limits::NOT_HAVE_WAITED_US =>
+            {
                 order.not_have += 1;
                 order.wait_until = now + backoff_us(order.not_have, self.config.jitter_seed, id);
+                let (dataset, again) = (order.dataset, order.not_have > 1);
                 self.set_timer(now, id);
+                if again {
+                    // The coordinator knows whether it should have it.
+                    self.report(Report::SourceFailed { dataset, failure });
+                }
                 return;
             }
             _ => {}

@@ -319,6 +319,21 @@ fn a_parent_that_knows_nothing_yet_is_asked_again() {
     assert!(b.end(asked[0].0, Err(f)).is_empty());
     let again = fetches(&b.wait());
     assert_eq!(again[0].2, peer(1));
+    // The coordinator hears of the second time: it knows whether the parent should have it.
+    let actions = b.end(again[0].0, Err(failure(FailureKind::NotHave, peer(1))));
+    assert!(matches!(reports(&actions)[..], [Report::SourceFailed { .. }]));
+    let again = fetches(&b.wait());
+    assert_eq!(again[0].2, peer(1));
+}
+
+#[test]
+fn a_parent_that_has_waited_itself_is_not_asked_again() {
+    let layout = layout(&[P]);
+    let mut b = Bench::open(&layout, true);
+    let asked = fetches(&b.event(assign(1, 0..1, peer(1), &[2])));
+    b.now = b.now + crate::limits::NOT_HAVE_WAITED_US;
+    let actions = b.end(asked[0].0, Err(failure(FailureKind::NotHave, peer(1))));
+    assert_eq!(fetches(&actions)[0].2, peer(2));
 }
 
 #[test]

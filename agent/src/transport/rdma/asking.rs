@@ -283,9 +283,8 @@ impl Operation {
         let peer = self.peer.clone();
         let unreachable = |detail: &str| FetchError::Unreachable { peer: self.peer.clone(), detail: detail.into() };
         match (stop, code) {
-            (Some(Stop::Deadline), _) | (None, Some(StatusCode::Deadline)) => {
-                FetchError::Timeout { peer, after: self.after }
-            }
+            (Some(Stop::Deadline), _) => FetchError::Timeout { peer, after: self.after },
+            (None, Some(StatusCode::Deadline)) => FetchError::NotYet { peer, after: self.after },
             (Some(Stop::Unwanted), _) => FetchError::Cancelled,
             (None, Some(StatusCode::NotHave)) => FetchError::NotHave { peer },
             (None, Some(StatusCode::Length)) => {

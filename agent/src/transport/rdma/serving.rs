@@ -26,6 +26,7 @@ use crate::buffers::Slot;
 use crate::buffers::rdma::Outgoing;
 use crate::limits::{PEER_HELLO_TIMEOUT, PEER_SERVER_IDLE_CLOSE, PEER_TICK_MIN, PEER_WRITE_TIMEOUT, RDMA_WRITES_MAX};
 use crate::piece::Served;
+use crate::transport::waiting::patience;
 use crate::transport::{PieceRequest, PieceSource};
 
 /// A request, from the peer's asking to the last acknowledged write.
@@ -347,7 +348,7 @@ impl Serving {
             queue: self.queue.clone(),
             writes: self.writes.clone(),
             request,
-            deadline: Instant::now() + wait,
+            deadline: Instant::now() + patience(wait),
             place,
         };
         let (abort, registration) = AbortHandle::new_pair();

@@ -323,7 +323,7 @@ impl Connection {
         let unreachable = |detail: &str| FetchError::Unreachable { peer: self.peer.to_string(), detail: detail.into() };
         match code {
             StatusCode::NotHave => FetchError::NotHave { peer },
-            StatusCode::Deadline => FetchError::Timeout { peer, after },
+            StatusCode::Deadline => FetchError::NotYet { peer, after },
             StatusCode::Length => FetchError::Protocol { peer, detail: "it has the piece with another length".into() },
             StatusCode::Draining => unreachable("it is going away"),
             StatusCode::Failed => unreachable("it could not read the piece"),

@@ -16,6 +16,7 @@ use super::super::warm::{is_warm, warm};
 use super::{Closed, Serving};
 use crate::limits::{READY_PIECES_MAX, UNKNOWN_PIECE_GRACE};
 use crate::piece::Served;
+use crate::transport::waiting::patience;
 use crate::transport::{Look, PieceRequest};
 
 /// What opening a piece came to. The outer error: it was cancelled.
@@ -82,7 +83,7 @@ impl Serving {
         if self.draining {
             return self.status(id, StatusCode::Draining);
         }
-        let deadline = Instant::now() + wait;
+        let deadline = Instant::now() + patience(wait);
         self.open.insert(id, Open { request, deadline, state: State::Waiting { until: deadline } });
         self.look(id, false)
     }
