@@ -247,7 +247,7 @@ impl Player {
             priority: 0,
             created_unix_s: unix_s(),
         };
-        self.state.stages.insert(stage, Stage { record, dataset, nodes: nodes.to_vec() });
+        self.state.stages.insert(stage, Stage { record, dataset, nodes: nodes.to_vec(), told_unix_s: unix_s() });
     }
 
     fn count(&mut self, node: NodeId, count: impl FnOnce(&mut Counted)) {

@@ -11,7 +11,7 @@ use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
-use crate::driver::state::{Settings, State};
+use crate::driver::state::{Settings, State, unix_s};
 use crate::failure::RequestError;
 use crate::limits::{AUDIT_LINES_MAX, GRPC_CONNECTIONS_MAX, HTTP_CONNECTIONS_MAX};
 use crate::net::Listener;
@@ -184,7 +184,7 @@ fn restore(config: &Config, catalog: Catalog, store: StoreHandle) -> anyhow::Res
             continue;
         };
         let nodes = record.nodes.iter().map(|name| state.know_node(Time::ZERO, name)).collect();
-        state.restore_stage(Time::ZERO, record, dataset, nodes);
+        state.restore_stage(Time::ZERO, record, dataset, nodes, unix_s());
     }
     for record in catalog.loaded.jobs {
         state.restore_job(record);

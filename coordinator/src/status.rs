@@ -165,6 +165,9 @@ pub(crate) struct StageStatus {
     lacking: Vec<Blocking>,
     pub(crate) origin_bytes: u64,
     started_at: String,
+    /// Where that is later than `started_at` (the coordinator was restarted, or the stage lost nodes): when its time,
+    /// bytes found and bound began to be counted.
+    counted_since: Option<String>,
     pub(crate) elapsed_s: f64,
     eta_s: Option<f64>,
     bound_s: Option<f64>,
@@ -398,6 +401,7 @@ impl State {
             lacking: lacking.map(|r| self.blocking(now, view.dataset, &r)).collect(),
             origin_bytes: view.origin_bytes,
             started_at: timestamp(stage.record.created_unix_s),
+            counted_since: (stage.told_unix_s > stage.record.created_unix_s).then(|| timestamp(stage.told_unix_s)),
             elapsed_s,
             eta_s: view.eta_us.map(seconds).filter(|_| stalled_s.is_none()),
             bound_s,

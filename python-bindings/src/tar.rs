@@ -2,7 +2,7 @@
 //!
 //! The headers are read once, when the shard is opened; then any sample is a `pread` away. Large members are read
 //! straight into the bytes object that Python gets; small ones through a window, so that a walk in order costs few
-//! system calls.
+//! system calls. Tiny ones (labels, beside large ones) came with the headers and are kept.
 
 use std::fs::File;
 use std::os::fd::AsFd;
@@ -19,11 +19,22 @@ use rustix::io::pread;
 const WINDOW_BYTES: usize = 256 << 10;
 /// Members from this size on are read by themselves.
 const LARGE_BYTES: u64 = 64 << 10;
+/// Members up to this size are kept as their header is read.
+const TINY_BYTES: u64 = 64;
+/// Bytes of tiny members that are kept per file, at most.
+const TINY_BYTES_MAX: usize = 1 << 20;
 
 struct Member {
     field: u32,
-    offset: u64,
+    at: At,
     len: u64,
+}
+
+enum At {
+    /// Where in the file.
+    File(u64),
+    /// Where in what was kept.
+    Kept(usize),
 }
 
 struct Sample {
@@ -46,7 +57,17 @@ pub(crate) struct Tar {
     samples: Vec<Sample>,
     /// Names of fields, each once as a Python text.
     fields: Vec<Py<PyString>>,
+    /// Tiny members.
+    kept: Vec<u8>,
     window: Mutex<Window>,
+}
+
+/// What the headers say.
+#[derive(Default)]
+struct Scan {
+    samples: Vec<Sample>,
+    fields: Vec<String>,
+    kept: Vec<u8>,
 }
 
 enum Bad {
@@ -72,10 +93,10 @@ impl Tar {
     fn new(py: Python<'_>, path: PathBuf) -> PyResult<Tar> {
         let scanned = py.detach(|| {
             let file = File::open(&path)?;
-            let (samples, fields) = scan(&file)?;
-            Ok::<_, Bad>((file, samples, fields))
+            let scan = Scan::of(&file)?;
+            Ok::<_, Bad>((file, scan))
         });
-        let (file, samples, fields) = scanned.map_err(|bad| match bad {
+        let (file, Scan { samples, fields, kept }) = scanned.map_err(|bad| match bad {
             Bad::Io(error) => match error.raw_os_error() {
                 // With its number Python makes it FileNotFoundError and the like.
                 Some(number) => {
@@ -87,7 +108,7 @@ impl Tar {
             Bad::Tar(error) => PyValueError::new_err(format!("{}: {error}", path.display())),
         })?;
         let fields = fields.iter().map(|name| PyString::intern(py, name).unbind()).collect();
-        Ok(Tar { path, file, samples, fields, window: Mutex::new(Window::default()) })
+        Ok(Tar { path, file, samples, fields, kept, window: Mutex::new(Window::default()) })
     }
 
     /// Samples in the file.
@@ -120,19 +141,21 @@ impl Tar {
 
 impl Tar {
     fn read<'py>(&self, py: Python<'py>, member: &Member) -> std::io::Result<Bound<'py, PyBytes>> {
-        if member.len >= LARGE_BYTES {
-            return read_into_bytes(py, &self.file, member.offset, member.len as usize);
-        }
-        let mut window = self.window.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let len = member.len as usize;
-        if window.slice(member.offset, len).is_none() {
+        let offset = match member.at {
+            At::Kept(start) => return Ok(PyBytes::new(py, &self.kept[start..start + len])),
+            At::File(offset) if member.len >= LARGE_BYTES => return read_into_bytes(py, &self.file, offset, len),
+            At::File(offset) => offset,
+        };
+        let mut window = self.window.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if window.slice(offset, len).is_none() {
             // In order: the next samples too. Anywhere else: this one only, with its neighbours of the page.
             let end = window.start + window.bytes.len() as u64;
-            let near = member.offset >= end && member.offset - end <= 4 * BLOCK as u64;
+            let near = offset >= end && offset - end <= 4 * BLOCK as u64;
             let want = if near { WINDOW_BYTES } else { len.max(4096) };
-            window.fill(&self.file, member.offset, want)?;
+            window.fill(&self.file, offset, want)?;
         }
-        let slice = window.slice(member.offset, len).ok_or(std::io::ErrorKind::UnexpectedEof)?;
+        let slice = window.slice(offset, len).ok_or(std::io::ErrorKind::UnexpectedEof)?;
         Ok(PyBytes::new(py, slice))
     }
 }
@@ -199,63 +222,72 @@ fn read_into_bytes<'py>(py: Python<'py>, file: &File, offset: u64, len: usize) -
     Ok(object)
 }
 
-/// Reads all headers.
-fn scan(file: &File) -> Result<(Vec<Sample>, Vec<String>), Bad> {
-    let len = file.metadata()?.len();
-    let mut samples: Vec<Sample> = Vec::new();
-    let mut fields: Vec<String> = Vec::new();
-    let mut window = Window::default();
-    let (mut at, mut next_window) = (0u64, WINDOW_BYTES);
-    let (mut long_name, mut long_len) = (None, None);
-    while at + BLOCK as u64 <= len {
-        if window.slice(at, BLOCK).is_none() {
-            window.fill(file, at, next_window)?;
+impl Scan {
+    /// Reads all headers.
+    fn of(file: &File) -> Result<Scan, Bad> {
+        let len = file.metadata()?.len();
+        let mut scan = Scan::default();
+        let mut window = Window::default();
+        let (mut at, mut next_window) = (0u64, WINDOW_BYTES);
+        let (mut long_name, mut long_len) = (None, None);
+        while at + BLOCK as u64 <= len {
+            if window.slice(at, BLOCK).is_none() {
+                window.fill(file, at, next_window)?;
+            }
+            let block = window.slice(at, BLOCK).and_then(|b| b.try_into().ok()).ok_or(TarError::Short { at })?;
+            let content = at + BLOCK as u64;
+            let skip = match header(block, at)? {
+                Header::End => break,
+                Header::Other { len } => len,
+                Header::Extension { kind, len } => {
+                    if window.slice(content, len as usize).is_none() {
+                        window.fill(file, content, (len as usize).max(BLOCK))?;
+                    }
+                    let bytes = window.slice(content, len as usize).ok_or(TarError::Short { at })?;
+                    let (name, size) = extension(kind, bytes, at)?;
+                    long_name = name.or(long_name);
+                    if kind == Extension::Pax {
+                        long_len = size.or(long_len);
+                    }
+                    len
+                }
+                Header::File { name, len: short_len } => {
+                    let name = long_name.take().unwrap_or(name);
+                    let member_len = long_len.take().unwrap_or(short_len);
+                    if content.checked_add(member_len).is_none_or(|end| end > len) {
+                        return Err(TarError::Short { at }.into());
+                    }
+                    scan.add(&name, content, member_len, &window);
+                    // Behind a large member lies another header, not much else worth reading now.
+                    next_window = if member_len >= LARGE_BYTES { 8 * BLOCK } else { WINDOW_BYTES };
+                    member_len
+                }
+            };
+            at = content + padded(skip);
         }
-        let block = window.slice(at, BLOCK).and_then(|b| b.try_into().ok()).ok_or(TarError::Short { at })?;
-        let content = at + BLOCK as u64;
-        let skip = match header(block, at)? {
-            Header::End => break,
-            Header::Other { len } => len,
-            Header::Extension { kind, len } => {
-                if window.slice(content, len as usize).is_none() {
-                    window.fill(file, content, (len as usize).max(BLOCK))?;
-                }
-                let bytes = window.slice(content, len as usize).ok_or(TarError::Short { at })?;
-                let (name, size) = extension(kind, bytes, at)?;
-                long_name = name.or(long_name);
-                if kind == Extension::Pax {
-                    long_len = size.or(long_len);
-                }
-                len
-            }
-            Header::File { name, len: short_len } => {
-                let name = long_name.take().unwrap_or(name);
-                let member_len = long_len.take().unwrap_or(short_len);
-                if content.checked_add(member_len).is_none_or(|end| end > len) {
-                    return Err(TarError::Short { at }.into());
-                }
-                add(&mut samples, &mut fields, &name, content, member_len);
-                // Behind a large member lies another header, not much else worth reading now.
-                next_window = if member_len >= LARGE_BYTES { 8 * BLOCK } else { WINDOW_BYTES };
-                member_len
-            }
-        };
-        at = content + padded(skip);
+        Ok(scan)
     }
-    Ok((samples, fields))
-}
 
-fn add(samples: &mut Vec<Sample>, fields: &mut Vec<String>, name: &str, offset: u64, len: u64) {
-    let (key, field) = split(name);
-    let field = field.to_lowercase();
-    // A dataset has a handful of fields.
-    let number = fields.iter().position(|f| *f == field).unwrap_or_else(|| {
-        fields.push(field);
-        fields.len() - 1
-    });
-    let member = Member { field: number as u32, offset, len };
-    match samples.last_mut() {
-        Some(last) if last.key == key => last.members.push(member),
-        _ => samples.push(Sample { key: key.to_owned(), members: vec![member] }),
+    fn add(&mut self, name: &str, offset: u64, len: u64, window: &Window) {
+        let (key, field) = split(name);
+        let field = field.to_lowercase();
+        // A dataset has a handful of fields.
+        let number = self.fields.iter().position(|f| *f == field).unwrap_or_else(|| {
+            self.fields.push(field);
+            self.fields.len() - 1
+        });
+        let tiny = len <= TINY_BYTES && self.kept.len() < TINY_BYTES_MAX;
+        let at = match window.slice(offset, len as usize).filter(|_| tiny) {
+            Some(bytes) => {
+                self.kept.extend_from_slice(bytes);
+                At::Kept(self.kept.len() - bytes.len())
+            }
+            None => At::File(offset),
+        };
+        let member = Member { field: number as u32, at, len };
+        match self.samples.last_mut() {
+            Some(last) if last.key == key => last.members.push(member),
+            _ => self.samples.push(Sample { key: key.to_owned(), members: vec![member] }),
+        }
     }
 }

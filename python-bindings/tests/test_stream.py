@@ -256,6 +256,15 @@ def test_each_reader_tells_of_its_share(
         check_finished(announcements, told, lanes=4)
 
 
+def test_more_shards_at_a_time_than_fit_are_refused(numbers: millstream.Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_connection: Any, _thing: str, request: Any) -> Any:
+        raise millstream.NoSpaceError(f"reading {request['open']} shards at a time does not fit")
+
+    monkeypatch.setattr(numbers._wire, "ask", full)
+    with pytest.raises(millstream.NoSpaceError, match="reading 2 shards at a time"):
+        next(iter(stream(numbers, lanes=2)))
+
+
 class Listener:
     """Stands in for a dataset and its connection: keeps what is announced."""
 

@@ -435,6 +435,12 @@ def test_a_restart_of_the_coordinator_is_said_and_survived(halfway, open_page):
     began = page.locator("#list tbody tr", has_text="coordinator head")
     expect(began).to_have_count(2)
     assert "added tiles@v1" in before
+    # The stage is the same; what is counted began anew, and that is said.
+    stage = halfway.status()["stages"][0]
+    assert stage["started_at"] < stage["counted_since"]
+    page.goto(halfway.url + "#/")
+    expect(page.locator("#stages tbody")).to_contain_text(re.compile("since [0-9:]{8}"))
+    page.goto(halfway.url + "#/events")
     expect(page.locator("#list tbody")).to_contain_text("added tiles@v1")
 
 

@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use millstream_types::size::format_size;
 use millstream_types::{Digest, RunSet};
 use serde::Deserialize;
 use serde_json::json;
@@ -74,6 +75,9 @@ pub(super) async fn announce(api: &LocalApi, said: Announcement, by: &str, reade
     }
     let restart = said.upcoming.is_some() && !said.append;
     let upcoming = shards(&version, said.upcoming.as_deref().unwrap_or_default())?;
+    if restart || !readers.known.contains_key(&key) {
+        fits_at_a_time(&version, &upcoming, open, api.store.usage().capacity_bytes)?;
+    }
     let finished: RunSet = shards(&version, &said.finished)?.into_iter().collect();
     let reader = *readers.known.entry(key).or_insert_with(|| NEXT.fetch_add(1, Ordering::Relaxed));
     let announced = upcoming.len();
@@ -81,6 +85,24 @@ pub(super) async fn announce(api: &LocalApi, said: Announcement, by: &str, reade
     let sent = api.inputs.send(Input::Ask(Ask::Reader(moved))).await;
     sent.map_err(|_| refusal(6, "the agent is stopping"))?;
     Ok(json!({"dataset": name, "announced": announced}))
+}
+
+/// What a reader has open at a time has to be here at a time: it would wait for ever for the last of it.
+fn fits_at_a_time(version: &LocalVersion, upcoming: &[u32], open: u32, capacity: u64) -> Result<(), super::Refusal> {
+    let layout = version.manifest.layout();
+    let first: RunSet = upcoming.iter().take(open as usize).copied().collect();
+    let needed: u64 = first.iter().map(|shard| layout.range_bytes(layout.shard_pieces(shard))).sum();
+    if needed <= capacity {
+        return Ok(());
+    }
+    let (name, needed, has) = (version.manifest.name(), format_size(needed), format_size(capacity));
+    Err(refusal(
+        7,
+        format!(
+            "reading {open} shards of {name} at a time takes {needed}, and this node's quota is {has}; next: read fewer \
+             at a time (lanes=), or raise --capacity"
+        ),
+    ))
 }
 
 fn shards(version: &LocalVersion, keys: &[String]) -> Result<Vec<u32>, super::Refusal> {

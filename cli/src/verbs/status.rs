@@ -274,6 +274,12 @@ fn remarks(document: &Value) -> Vec<String> {
             }
         }
     }
+    for stage in rows(document, "stages") {
+        if let Some(since) = stage.get("counted_since").and_then(Value::as_str) {
+            let (id, dataset) = (text(stage, "/id"), text(stage, "/dataset"));
+            lines.push(format!("stage {id} of {dataset}: its time and bound are counted from {since}"));
+        }
+    }
     if lines.is_empty() { Vec::new() } else { vec![lines.join("\n")] }
 }
 
@@ -290,7 +296,8 @@ mod tests {
                        "fallbacks": [{"from": "uring", "to": "blocking", "reason": "EPERM", "count": 1}]}],
             "datasets": [{"name": "d", "version": "v1", "shards": 2, "bytes": 3, "origin_verified": true,
                           "nodes": [{"node": "n1", "state": "ready"}, {"node": "n2", "state": "failed", "reason": "disk full"}]}],
-            "stages": [{"id": 1, "dataset": "d@v1", "nodes": ["n1", "n2"], "ratio_to_bound": 1.061, "bound_by": "link", "bound_s": 2.0}],
+            "stages": [{"id": 1, "dataset": "d@v1", "nodes": ["n1", "n2"], "ratio_to_bound": 1.061, "bound_by": "link", "bound_s": 2.0,
+                        "counted_since": "2026-11-01T00:00:00Z"}],
         }));
         for part in [
             "n1    up",
@@ -301,6 +308,7 @@ mod tests {
             "uring -> blocking, 1 times: EPERM",
             "1.06",
             "2.0 s (link)",
+            "stage 1 of d@v1: its time and bound are counted from 2026-11-01T00:00:00Z",
         ] {
             assert!(shown.contains(part), "{part:?} is not in\n{shown}");
         }

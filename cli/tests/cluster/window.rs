@@ -97,7 +97,11 @@ fn what_is_leased_stays_where_it_is() {
         agent.ask(json!({"op": "reader", "dataset": DATASET, "reader": "r"}))["ok"] == true
     });
     let keys: Vec<String> = (0..SHARDS).map(key).collect();
-    agent.ask(json!({"op": "reader", "dataset": DATASET, "reader": "r", "upcoming": keys}));
+    let all_at_once = json!({"op": "reader", "dataset": DATASET, "reader": "all", "upcoming": keys, "open": HELD + 1});
+    let refused = agent.ask(all_at_once);
+    assert_eq!(refused["code"], 7, "{refused}");
+    assert!(refused["error"].as_str().unwrap().contains("2.75 MiB"), "{refused}");
+    agent.ask(json!({"op": "reader", "dataset": DATASET, "reader": "r", "upcoming": keys, "open": 1}));
     let first = agent.ask(json!({"op": "fetch", "dataset": DATASET, "key": keys[0]}));
     let path = first["path"].as_str().unwrap().to_owned();
     let mut holder = cluster.socket(0);

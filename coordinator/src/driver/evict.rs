@@ -12,7 +12,7 @@ use millstream_types::{DatasetId, NodeId, RunSet, StageId, Time};
 use tokio::sync::oneshot;
 
 use super::requests::{Answer, Asked};
-use super::state::Stage;
+use super::state::{Stage, unix_s};
 use super::{State, WeakHandle};
 use crate::copies::{self, AtOrigin, Question};
 use crate::failure::RequestError;
@@ -174,7 +174,7 @@ impl State {
             let record = StageRecord { id: self.next_stage, nodes: self.names(&nodes), ..stage.record };
             self.next_stage += 1;
             changes.push(Change::PutStage(record.clone()));
-            self.restore_stage(now, record, dataset, nodes);
+            self.restore_stage(now, record, dataset, nodes, unix_s());
         }
     }
 }

@@ -135,7 +135,8 @@ impl State {
         for &node in nodes {
             self.refusals.remove(&(dataset, node));
         }
-        self.restore_stage(now, record, dataset, nodes.to_vec());
+        let told = record.created_unix_s;
+        self.restore_stage(now, record, dataset, nodes.to_vec(), told);
         Ok((stage, false))
     }
 
@@ -173,8 +174,15 @@ impl State {
         Ok(())
     }
 
-    /// Puts a stage into memory and tells the core.
-    pub(crate) fn restore_stage(&mut self, now: Time, record: StageRecord, dataset: DatasetId, nodes: Vec<NodeId>) {
+    /// Puts a stage into memory and tells the core, which counts from then.
+    pub(crate) fn restore_stage(
+        &mut self,
+        now: Time,
+        record: StageRecord,
+        dataset: DatasetId,
+        nodes: Vec<NodeId>,
+        told_unix_s: i64,
+    ) {
         let stage = StageId(record.id);
         self.next_stage = self.next_stage.max(record.id + 1);
         let event = Event::StageRequested {
@@ -184,7 +192,7 @@ impl State {
             placement: record.placement(),
             priority: record.priority,
         };
-        self.stages.insert(stage, Stage { record, dataset, nodes });
+        self.stages.insert(stage, Stage { record, dataset, nodes, told_unix_s });
         self.event(now, event);
         self.watchers.touch(dataset);
     }

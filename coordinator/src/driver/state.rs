@@ -51,6 +51,8 @@ pub(crate) struct Stage {
     pub(crate) record: StageRecord,
     pub(crate) dataset: DatasetId,
     pub(crate) nodes: Vec<NodeId>,
+    /// When the core was told of it: what is counted is counted from then.
+    pub(crate) told_unix_s: i64,
 }
 
 /// All state of the coordinator.

@@ -22,7 +22,14 @@ from pathlib import Path
 from typing import Any, Generic, Literal, NamedTuple, TypeVar, cast
 
 from millstream._dataset import Dataset
-from millstream._errors import AgentUnavailableError, DecodeError, MillstreamError, NotReadyError, UsageError
+from millstream._errors import (
+    AgentUnavailableError,
+    DecodeError,
+    MillstreamError,
+    NoSpaceError,
+    NotReadyError,
+    UsageError,
+)
 from millstream._millstream import ORDER_VERSION, Connection, Order, Share, Tar
 
 Sample = TypeVar("Sample")
@@ -353,7 +360,7 @@ class ShardStream(Generic[Sample]):
 
 class Announcer:
     """Tells the agent what a reader needs next and what it has read, where the agent wants to know. Only advice: reading
-    goes on without it.
+    goes on without it. But more shards at a time than the node has room for raise NoSpaceError.
 
     A reader lives as long as its connection: this one is its own, and is closed when the iteration is over or dropped.
     """
@@ -376,6 +383,8 @@ class Announcer:
                 # A new connection is a new reader, also for an agent that was restarted.
                 self._connection, self._left, self._announced = wire.connection(), {}, 0
             self._tell(position)
+        except NoSpaceError:
+            raise  # it would wait for ever
         except (AgentUnavailableError, NotReadyError):
             pass  # it is away, or the version is not staged here: shards are then asked for one by one
         except MillstreamError as error:

@@ -71,7 +71,11 @@ export const stageColumns = [
     head: "Left",
     cell: (s) => (s.state === "running" ? el("span", {}, span(s.eta_s), el("div", { class: "soft" }, s.eta_basis)) : "–"),
   },
-  { head: "Time", number: true, cell: (s) => span(s.elapsed_s) },
+  {
+    head: "Time",
+    number: true,
+    cell: (s) => el("span", {}, span(s.elapsed_s), s.counted_since ? el("div", { class: "soft", title: `asked for at ${s.started_at}; the coordinator was restarted, or the stage lost nodes` }, "since ", clock(Date.parse(s.counted_since))) : null),
+  },
   {
     head: "T/T*",
     number: true,
