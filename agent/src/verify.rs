@@ -29,6 +29,7 @@ pub async fn check_shard(store: &Store, manifest: &Manifest, shard: ShardNo) -> 
         actual,
         detail,
         key: manifest.shards()[shard as usize].key.to_string(),
+        asked_us: 0,
     })
 }
 

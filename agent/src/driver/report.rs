@@ -117,6 +117,7 @@ impl Driver {
             actual: failure.actual.map(|c| c.to_string()).unwrap_or_default(),
             detail: failure.detail.clone(),
             key: key.unwrap_or_default(),
+            asked_us: failure.asked_us,
         }
     }
 }

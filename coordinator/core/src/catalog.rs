@@ -9,7 +9,7 @@ use std::sync::Arc;
 use millstream_types::{DatasetId, Layout, NodeId, PieceNo, PieceRange, RunSet, ShardNo, StageId, Time};
 
 use crate::bits::{Bits, ones};
-use crate::event::{DatasetFacts, Failure, FailureKind, ShardFailure, Source};
+use crate::event::{DatasetFacts, ShardFailure};
 use crate::extent;
 use crate::flight::FlightNo;
 use crate::limits::CANDIDATES_MAX;
@@ -336,14 +336,6 @@ impl Dataset {
     /// Are the checksums of all its pieces known? Without them nobody can take it from a peer.
     pub(crate) fn checkable(&self, e: ExtentNo) -> bool {
         self.sums.known().contains_range(self.extents[e as usize].pieces.clone())
-    }
-
-    /// Does a node fail to give an extent that it said it has, in its own words?
-    pub(crate) fn denied(&self, e: ExtentNo, failure: &Failure) -> bool {
-        let Source::Peer(peer) = failure.source else {
-            return false;
-        };
-        failure.kind == FailureKind::NotHave && self.extents[e as usize].have.get(peer.0)
     }
 
     /// Brings `seeded` up to date after holders or the lease changed.

@@ -347,6 +347,13 @@ impl Core {
         found
     }
 
+    /// Somebody was found to blame: what nodes lack they lack for its sake. What is ordered anew flows for a sweep before
+    /// it is judged.
+    pub(crate) fn excuse_lags(&mut self, now: Time) {
+        self.judged_from = now + 2 * TICK_US - 1;
+        self.nodes.iter_mut().for_each(|n| n.flow.lag = 0);
+    }
+
     /// The chain goes on without `node`, which is slow or cut off (or `before` is: then the next one breaks, too).
     fn mend_chain(&mut self, now: Time, broken: Break) {
         self.counters.overdue += 1;
@@ -358,8 +365,12 @@ impl Core {
             self.blamed = None;
             return;
         }
-        // What is ordered anew flows for a sweep before it is judged.
-        self.judged_from = now + 2 * TICK_US - 1;
+        let lag = self.nodes.get(node).map_or(0, |n| n.flow.lag);
+        self.excuse_lags(now);
+        if let Some(known) = self.nodes.get_mut(node).filter(|_| last) {
+            // Changed places show whether it was to blame: sooner than the first time.
+            known.flow.lag = lag / 2;
+        }
         if before.is_none() {
             self.head_judged_from = now + HEAD_CALM_US;
             self.origin.disturbed(now);
@@ -367,8 +378,6 @@ impl Core {
             let now_usual = self.nodes.get(node).map_or(0, |n| n.flow.came);
             self.nodes.iter_mut().for_each(|n| (n.flow.before, n.flow.usual) = (now_usual, now_usual));
         }
-        // What others lack they lack for its sake.
-        self.nodes.iter_mut().for_each(|n| n.flow.lag = 0);
         let wronged = former.filter(|b| !b.last && b.before == before && b.node != node).map(|b| b.node);
         match (before, wronged) {
             // It is the last one's link or its source's: with their places changed, it shows.

@@ -60,6 +60,8 @@ pub struct Failure {
     pub actual: Option<Crc64>,
     /// The underlying error, in words.
     pub detail: String,
+    /// How long ago the source was asked, in microseconds: what it answered is no older. Zero: not asked.
+    pub asked_us: u64,
 }
 
 /// A version as the core needs it: geometry and what to check against.

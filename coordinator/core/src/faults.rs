@@ -36,11 +36,11 @@ impl Core {
         let refused = matches!(failure.kind, FailureKind::NoSpace | FailureKind::Disk);
         let mut denied = false;
         self.with(id, |core, ds| {
+            denied = core.flights.get(no).is_some_and(|flight| flight.denied(now, &failure));
             let Some(flight) = core.land(ds, now, no, 0) else {
                 return;
             };
             let e = flight.extent;
-            denied = ds.denied(e, &failure);
             let extent = &mut ds.extents[e as usize];
             let had =
                 (extent.pieces.end - extent.pieces.start).saturating_sub(missing.count_range(extent.pieces.clone()));
@@ -70,11 +70,11 @@ impl Core {
 
     /// A node goes on with another source.
     pub(crate) fn source_failed(&mut self, now: Time, node: NodeId, dataset: DatasetId, failure: &Failure) {
-        let denied = self.with(dataset, |_, ds| {
-            let e = failure.piece.and_then(|piece| ds.extent_of(piece));
-            e.is_some_and(|e| ds.denied(e, failure))
+        let denied = self.with(dataset, |core, ds| {
+            let e = failure.piece.and_then(|piece| ds.extent_of(piece))?;
+            core.flight_on(ds, e, node).map(|flight| flight.denied(now, failure))
         });
-        self.complaint(now, node, failure, denied.unwrap_or(false));
+        self.complaint(now, node, failure, denied.flatten().unwrap_or(false));
     }
 
     /// One origin read failed: wait, read elsewhere, or give the shard up.
@@ -245,6 +245,7 @@ impl Core {
                 let distrusted = !before && known.quarantine.distrusted(now);
                 if let Some(for_us) = quarantined {
                     self.counters.quarantines += 1;
+                    self.excuse_lags(now);
                     self.demote_poor(now);
                     self.note(Note::Quarantined { node: peer, kind: failure.kind, for_us });
                 }

@@ -2,7 +2,8 @@
 
 use millstream_types::{AssignmentId, DatasetId, NodeId, Time};
 
-use crate::event::Source;
+use crate::event::{Failure, FailureKind, Source};
+use crate::limits::CONTROL_DELAY_US;
 
 /// Index of a flight in the slab.
 pub(crate) type FlightNo = u32;
@@ -39,6 +40,15 @@ pub(crate) struct Flight {
     pub(crate) at_extent: u32,
     pub(crate) at_node: u32,
     pub(crate) at_source: u32,
+}
+
+impl Flight {
+    /// Does this failure say that the source denies what it said it has? It counts only if it was asked after that: the
+    /// answer may have waited behind pieces, and the source received the extent meanwhile.
+    pub(crate) fn denied(&self, now: Time, failure: &Failure) -> bool {
+        let asked = failure.asked_us > 0 && failure.kind == FailureKind::NotHave && failure.source == self.source;
+        asked && self.source_ready.is_some_and(|at| now.since(at) >= failure.asked_us + CONTROL_DELAY_US)
+    }
 }
 
 /// All flights.
@@ -132,6 +142,25 @@ pub(crate) fn sample(node: u32) -> Flight {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_is_asked_before_it_has_it_denies_nothing() {
+        let source = Source::Peer(NodeId(7));
+        let flight = Flight { source, source_ready: Some(Time(1_000_000)), ..sample(1) };
+        let failure = |asked_us| Failure {
+            kind: FailureKind::NotHave,
+            source,
+            piece: Some(0),
+            expected: None,
+            actual: None,
+            detail: String::new(),
+            asked_us,
+        };
+        assert!(flight.denied(Time(1_200_000), &failure(100_000)));
+        assert!(!flight.denied(Time(1_199_999), &failure(100_000)), "the question came before");
+        assert!(!flight.denied(Time(9_000_000), &Failure { source: Source::Peer(NodeId(8)), ..failure(1) }));
+        assert!(!Flight { source_ready: None, ..flight }.denied(Time(9_000_000), &failure(1)));
+    }
 
     #[test]
     fn numbers_are_never_used_twice() {

@@ -164,6 +164,8 @@ pub const QUARANTINE_OFFENCE_MAX_US: u64 = 600_000_000;
 pub const QUARANTINE_MIN_US: u64 = 1_000_000;
 /// Longest quarantine of a source that does not answer.
 pub const QUARANTINE_MAX_US: u64 = 60_000_000;
+/// What a node reports is no older than this when it is dealt with here.
+pub const CONTROL_DELAY_US: u64 = 100_000;
 /// After this many of those a node's copy does not count as one: the origin is read again.
 pub const DISTRUST_OFFENCES: u32 = 2;
 /// First pause of a node whose assignments fail in a row; doubles each time.

@@ -12,6 +12,8 @@ use crate::membership::{Meter, doubled};
 
 /// A larger budget must make the origin at least this much faster to be kept.
 const PROBE_GAIN: f64 = 1.05;
+/// While it grows by half each time, it must make it this much faster: what is ordered in haste is measured with noise.
+const GROWTH_GAIN: f64 = 1.2;
 /// And a smaller one must leave it at least this fast.
 const PROBE_LOSS: f64 = 0.985;
 /// Fewer leases than these leave gaps between reads: the next one is ordered while another is being read.
@@ -19,6 +21,10 @@ const BUDGET_MIN: u32 = 2;
 /// Shortest round, and how many times the budget ends within it: rates over less are noise.
 const ROUND_US: u64 = 250_000;
 const ROUND_TURNS: u32 = 2;
+/// And while the budget grows.
+const GROWTH_ROUND_US: u64 = 50_000;
+/// What is left of the best rate after each round: a slow moment before a probe must not make it look like a gain.
+const BEST_FADE: f64 = 0.99;
 /// Rounds between probes, at first and at most.
 const PROBE_REST_MIN: u32 = 8;
 const PROBE_REST_MAX: u32 = 256;
@@ -51,6 +57,8 @@ pub(crate) struct OriginBudget {
     probe: Option<(u32, f64)>,
     /// Rate when the running series of probes downwards began: small losses do not add up.
     full_rate: f64,
+    /// The best rate of late.
+    best: f64,
 }
 
 #[derive(Debug, Default)]
@@ -74,12 +82,13 @@ impl OriginBudget {
             throttled_at: None,
             meter: Meter::default(),
             round: Round::default(),
-            rest: 1,
+            rest: 2,
             rest_next: PROBE_REST_MIN,
             growing: true,
             downwards: false,
             probe: None,
             full_rate: 0.0,
+            best: 0.0,
         }
     }
 
@@ -118,8 +127,12 @@ impl OriginBudget {
         let took = now.since(self.round.start);
         // The first round of a probe only waits for the old leases; while the budget grows, haste matters more than noise.
         let settling = self.probe.is_some() && self.rest > 0;
-        let (turns, least) = if self.growing || settling { (1, 1) } else { (ROUND_TURNS, ROUND_US) };
-        if self.round.done < (turns * self.budget).max(4) || took < least {
+        let (turns, least) = match (settling, self.growing) {
+            (true, _) => (1, 1),
+            (false, true) => (ROUND_TURNS, GROWTH_ROUND_US),
+            (false, false) => (ROUND_TURNS, ROUND_US),
+        };
+        if self.round.done < turns * self.budget.max(4) || took < least {
             return;
         }
         let rate = self.round.bytes as f64 / took as f64;
@@ -135,6 +148,9 @@ impl OriginBudget {
         }
         if self.rest > 0 {
             self.rest -= 1;
+            if self.probe.is_none() {
+                self.best = rate.max(self.best * BEST_FADE);
+            }
             return;
         }
         if let Some((before, rate_before)) = self.probe.take() {
@@ -151,7 +167,13 @@ impl OriginBudget {
     /// Keeps a probed budget, and goes on in that direction; or takes the former one, and tries the other direction.
     fn judge_probe(&mut self, before: u32, rate_before: f64, rate: f64) {
         let larger = self.budget > before;
-        if rate >= rate_before * if larger { PROBE_GAIN } else { PROBE_LOSS } {
+        let needed = match (larger, self.growing) {
+            (true, true) => GROWTH_GAIN * self.best,
+            (true, false) => PROBE_GAIN * self.best,
+            (false, _) => PROBE_LOSS * rate_before,
+        };
+        self.best = rate.max(self.best * BEST_FADE);
+        if rate >= needed {
             self.rest_next = PROBE_REST_MIN;
             return;
         }
@@ -175,6 +197,7 @@ impl OriginBudget {
             self.rest = self.rest_next;
             return;
         }
+        self.best = rate.max(self.best);
         self.full_rate = if self.downwards { self.full_rate.max(rate) } else { 0.0 };
         self.probe = Some((self.budget, rate.max(self.full_rate)));
         self.budget = next;
@@ -187,6 +210,7 @@ impl OriginBudget {
             self.budget = before;
         }
         self.full_rate = 0.0;
+        self.best = 0.0;
         self.rest = self.rest.max(1);
         self.round = Round { start: now, done: 0, bytes: 0 };
     }
@@ -234,6 +258,27 @@ mod tests {
         let mut budget = OriginBudget::new(4, 4096);
         rounds(&mut budget, &mut now, |_| 10.0, 200);
         assert!(budget.budget <= 3, "{}", budget.budget);
+    }
+
+    #[test]
+    fn noise_is_no_gain() {
+        // A link that is full with three leases; every round is up to a quarter off.
+        for seed in 0..40u64 {
+            let mut now = Time(0);
+            let mut budget = OriginBudget::new(4, 4096);
+            let state = std::cell::Cell::new(seed);
+            let noisy = |n: u32| {
+                state.set(state.get().wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407));
+                let noise = (state.get() >> 40) as f64 / (1u64 << 24) as f64;
+                f64::from(n.min(3)) * (0.75 + noise / 2.0)
+            };
+            let mut most = 0;
+            for _ in 0..200 {
+                rounds(&mut budget, &mut now, noisy, 1);
+                most = most.max(budget.budget);
+            }
+            assert!(most <= 9, "{seed}: {most}");
+        }
     }
 
     #[test]

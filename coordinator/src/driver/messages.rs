@@ -231,6 +231,7 @@ impl State {
             expected: None,
             actual: None,
             detail: format!("no usable reason ({error})"),
+            asked_us: 0,
         });
         Ok(Event::AssignmentFailed {
             node,
@@ -300,6 +301,7 @@ impl State {
             expected: Crc64::parse(&wire.expected),
             actual: Crc64::parse(&wire.actual),
             detail: short(&wire.detail),
+            asked_us: wire.asked_us,
         })
     }
 }

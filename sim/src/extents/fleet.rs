@@ -174,7 +174,7 @@ impl World {
             let missing = RunSet::from_range(flight.pieces.clone());
             self.drop_flight(n, id);
             let detail = "all sources failed".to_owned();
-            let failure = Failure { kind, source, piece: None, expected: None, actual: None, detail };
+            let failure = Failure { kind, source, piece: None, expected: None, actual: None, detail, asked_us: 0 };
             self.say(Word::AssignmentFailed { node: NodeId(n), assignment: id, missing, failure });
             return;
         }

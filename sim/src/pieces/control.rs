@@ -256,5 +256,6 @@ fn from_failure(f: agent::Failure) -> coord::Failure {
         expected: f.expected,
         actual: f.actual,
         detail: f.detail,
+        asked_us: f.asked_us,
     }
 }

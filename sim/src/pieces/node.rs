@@ -332,6 +332,7 @@ impl World {
             expected: None,
             actual: None,
             detail: String::new(),
+            asked_us: 0,
         };
         self.clock.after(us, Event::FetchEnded { node: n, epoch, fetch, failure: Some(failure) });
     }

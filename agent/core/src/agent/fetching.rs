@@ -201,13 +201,14 @@ impl AgentCore {
             return;
         }
         self.not_brought(fetch.order, rest);
-        let failure = result.err().unwrap_or_else(|| Failure {
+        let mut failure = result.err().unwrap_or_else(|| Failure {
             kind: match fetch.source {
                 Source::Origin => FailureKind::OriginTransient,
                 Source::Peer(_) => FailureKind::Protocol,
             },
             ..cancelled(fetch.source, "ended before all pieces came")
         });
+        failure.asked_us = now.since(fetch.issued).max(1);
         match fetch.source {
             Source::Origin => self.origin_failed(now, fetch.order, failure),
             Source::Peer(peer) => {

@@ -318,5 +318,13 @@ impl AgentCore {
 
 /// A failure that is nobody's fault.
 pub(super) fn cancelled(source: Source, why: &str) -> Failure {
-    Failure { kind: FailureKind::Cancelled, source, piece: None, expected: None, actual: None, detail: why.to_owned() }
+    Failure {
+        kind: FailureKind::Cancelled,
+        source,
+        piece: None,
+        expected: None,
+        actual: None,
+        detail: why.to_owned(),
+        asked_us: 0,
+    }
 }

@@ -64,7 +64,7 @@ fn peer(n: u32) -> Source {
 }
 
 fn failure(kind: FailureKind, source: Source) -> Failure {
-    Failure { kind, source, piece: None, expected: None, actual: None, detail: String::new() }
+    Failure { kind, source, piece: None, expected: None, actual: None, detail: String::new(), asked_us: 0 }
 }
 
 /// A core and what it ordered so far and was not looked at.
@@ -289,8 +289,11 @@ fn a_changed_object_is_given_back_at_once() {
     let mut b = Bench::open(&layout, false);
     let asked = fetches(&b.event(assign(1, 0..1, Source::Origin, &[])));
     let f = failure(FailureKind::OriginChanged, Source::Origin);
-    let actions = b.end(asked[0].0, Err(f.clone()));
-    assert!(matches!(reports(&actions)[..], [Report::Failed { failure, .. }] if *failure == f));
+    let actions = b.end(asked[0].0, Err(f));
+    assert!(matches!(
+        reports(&actions)[..],
+        [Report::Failed { failure: Failure { kind: FailureKind::OriginChanged, .. }, .. }]
+    ));
 }
 
 #[test]

@@ -155,6 +155,7 @@ impl AgentCore {
             expected: Some(expected),
             actual: Some(arrival.actual),
             detail: "the bytes do not match the manifest".to_owned(),
+            asked_us: 0,
         };
         let owner = self.owners.owner(id, piece);
         let order = owner.and_then(|owner| self.orders.get_mut(&owner));

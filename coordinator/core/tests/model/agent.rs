@@ -60,6 +60,7 @@ impl World {
                 expected: None,
                 actual: None,
                 detail: "model".into(),
+                asked_us: 0,
             };
             self.later_core(Event::SourceFailed { node: NodeId(other), dataset: DS, failure });
         }
@@ -76,7 +77,8 @@ impl World {
         };
         let order = n.orders.remove(at);
         let missing = RunSet::from_runs(n.have.gaps(order.assignment.pieces.clone()));
-        let failure = Failure { kind, source, piece: None, expected: None, actual: None, detail: "model".into() };
+        let failure =
+            Failure { kind, source, piece: None, expected: None, actual: None, detail: "model".into(), asked_us: 0 };
         self.later_core(Event::AssignmentFailed { node: NodeId(node), assignment: id, missing, failure });
     }
 
