@@ -4,12 +4,13 @@
 #   benches/macro/transport.sh [RUNS] [SECONDS]
 #
 # Runs alternate, so that both see the same machine. Prints one JSON object with medians and ratios, and writes it to
-# benches/results/transport.json. Needs root, iproute2, iperf3, python3. BIN overrides the binary; CONNECTIONS,
-# INFLIGHT and FROM (memory|file) are passed on.
+# benches/results/transport.json. Needs root, iproute2, iperf3, python3. BIN overrides the binary; CONNECTIONS
+# and FROM (memory|file) are passed on. INFLIGHT_MIB: what is asked for before it arrives, by default as much as an agent
+# asks of one peer (two pipelines of 8 MiB).
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 runs=${1:-5} seconds=${2:-3}
-connections=${CONNECTIONS:-2} inflight=${INFLIGHT:-8} from=${FROM:-memory}
+connections=${CONNECTIONS:-2} inflight_mib=${INFLIGHT_MIB:-16} from=${FROM:-memory}
 if [[ -z ${BIN:-} ]]; then
     cargo build --release -q -p millstream-benches --bin piece_transport
     BIN=${CARGO_TARGET_DIR:-target}/release/piece_transport
@@ -48,16 +49,16 @@ for ((run = 0; run < runs; run++)); do
         pids+=($server)
         ready 7072
         in_ns "$b" "$BIN" client --peer 10.77.0.1:7072 --piece "$piece" --seconds "$seconds" \
-            --connections "$connections" --inflight "$inflight" >"$work/client.$piece.$run.json"
+            --connections "$connections" --inflight $((inflight_mib * 1048576 / piece)) >"$work/client.$piece.$run.json"
         kill -TERM "$server"
         wait "$server"
     done
 done
 
 mkdir -p benches/results
-python3 - "$work" "$runs" "$from" "$connections" "$inflight" <<'PY' | tee benches/results/transport.json
+python3 - "$work" "$runs" "$from" "$connections" "$inflight_mib" <<'PY' | tee benches/results/transport.json
 import json, statistics, sys
-work, runs, source, connections, inflight = sys.argv[1], int(sys.argv[2]), *sys.argv[3:]
+work, runs, source, connections, inflight_mib = sys.argv[1], int(sys.argv[2]), *sys.argv[3:]
 load = lambda name: [json.load(open(f"{work}/{name}.{run}.json")) for run in range(runs)]
 median = lambda values: statistics.median(list(values))
 iperf = load("iperf")
@@ -65,7 +66,7 @@ rate = median(r["end"]["sum_received"]["bits_per_second"] / 8 for r in iperf)
 cpu = median(
     (r["end"]["cpu_utilization_percent"]["host_total"] + r["end"]["cpu_utilization_percent"]["remote_total"]) / 100
     * r["end"]["sum_received"]["seconds"] / (r["end"]["sum_received"]["bytes"] / 2**30) for r in iperf)
-out = {"bench": "transport", "runs": runs, "from": source, "connections": int(connections), "inflight": int(inflight),
+out = {"bench": "transport", "runs": runs, "from": source, "connections": int(connections), "inflight_mib": int(inflight_mib),
        "iperf3": {"goodput_bytes_per_s": rate, "cpu_s_per_gib": cpu}}
 for piece in (4194304, 524288):
     client, server = load(f"client.{piece}"), load(f"server.{piece}")
