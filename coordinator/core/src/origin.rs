@@ -11,8 +11,10 @@ use crate::limits::{THROTTLE_MEMORY_US, THROTTLE_PAUSE_MAX_US, THROTTLE_PAUSE_MI
 use crate::membership::{Meter, doubled};
 
 /// A larger budget must make the origin at least this much faster to be kept.
-const PROBE_GAIN: f64 = 1.05;
-/// While it grows by half each time, it must make it this much faster: what is ordered in haste is measured with noise.
+const PROBE_GAIN: f64 = 1.03;
+/// And by this many times what rounds are usually off.
+const PROBE_NOISE: f64 = 1.5;
+/// It grows in haste, by half each time, only while that makes it this much faster: less may be noise.
 const GROWTH_GAIN: f64 = 1.2;
 /// And a smaller one must leave it at least this fast.
 const PROBE_LOSS: f64 = 0.985;
@@ -20,11 +22,12 @@ const PROBE_LOSS: f64 = 0.985;
 const BUDGET_MIN: u32 = 2;
 /// Shortest round, and how many times the budget ends within it: rates over less are noise.
 const ROUND_US: u64 = 250_000;
-const ROUND_TURNS: u32 = 2;
+const ROUND_TURNS: u32 = 4;
 /// And while the budget grows.
 const GROWTH_ROUND_US: u64 = 50_000;
-/// What is left of the best rate after each round: a slow moment before a probe must not make it look like a gain.
-const BEST_FADE: f64 = 0.99;
+const GROWTH_ROUND_TURNS: u32 = 2;
+/// Rounds that the usual rate is the average of: one slow round before a probe must not make it look like a gain.
+const USUAL_ROUNDS: u32 = 8;
 /// Rounds between probes, at first and at most.
 const PROBE_REST_MIN: u32 = 8;
 const PROBE_REST_MAX: u32 = 256;
@@ -53,12 +56,17 @@ pub(crate) struct OriginBudget {
     growing: bool,
     /// The next probe is downwards.
     downwards: bool,
-    /// Budget before the running probe, and the rate that it is compared with.
-    probe: Option<(u32, f64)>,
+    /// Budget before the running probe.
+    probe: Option<u32>,
     /// Rate when the running series of probes downwards began: small losses do not add up.
     full_rate: f64,
-    /// The best rate of late.
-    best: f64,
+    /// The average rate of the rounds without a probe, and of how many.
+    usual: f64,
+    usual_of: u32,
+    /// By how much those rounds were off.
+    noise: f64,
+    /// The next round begins with what was slow to start: it says nothing.
+    cold: bool,
 }
 
 #[derive(Debug, Default)]
@@ -88,14 +96,17 @@ impl OriginBudget {
             downwards: false,
             probe: None,
             full_rate: 0.0,
-            best: 0.0,
+            usual: 0.0,
+            usual_of: 0,
+            noise: 0.0,
+            cold: true,
         }
     }
 
-    /// May one more lease be granted?
-    pub(crate) fn allows(&self, now: Time, shared: bool) -> bool {
+    /// May one more lease be granted? `least`: so many shared ones do no harm.
+    pub(crate) fn allows(&self, now: Time, shared: bool, least: u32) -> bool {
         let within = if self.throttled_at.is_some() { self.all < self.budget } else { self.all < self.max };
-        now >= self.pause_until && within && (!shared || self.shared < self.budget)
+        now >= self.pause_until && within && (!shared || self.shared < self.budget.max(least))
     }
 
     pub(crate) fn granted(&mut self, now: Time, shared: bool) {
@@ -129,7 +140,7 @@ impl OriginBudget {
         let settling = self.probe.is_some() && self.rest > 0;
         let (turns, least) = match (settling, self.growing) {
             (true, _) => (1, 1),
-            (false, true) => (ROUND_TURNS, GROWTH_ROUND_US),
+            (false, true) => (GROWTH_ROUND_TURNS, GROWTH_ROUND_US),
             (false, false) => (ROUND_TURNS, ROUND_US),
         };
         if self.round.done < turns * self.budget.max(4) || took < least {
@@ -149,31 +160,37 @@ impl OriginBudget {
         if self.rest > 0 {
             self.rest -= 1;
             if self.probe.is_none() {
-                self.best = rate.max(self.best * BEST_FADE);
+                self.average(rate);
             }
             return;
         }
-        if let Some((before, rate_before)) = self.probe.take() {
-            self.judge_probe(before, rate_before, rate);
-            if self.rest > 0 {
-                return;
-            }
+        match self.probe.take() {
+            Some(before) => self.judge_probe(before, rate),
+            None => self.average(rate),
         }
-        if hungry {
-            self.begin_probe(rate);
+        if hungry && self.rest == 0 {
+            self.begin_probe();
         }
     }
 
+    fn average(&mut self, rate: f64) {
+        if std::mem::take(&mut self.cold) {
+            return;
+        }
+        let off = if self.usual_of == 0 { 0.0 } else { (rate - self.usual).abs() };
+        self.usual_of = (self.usual_of + 1).min(USUAL_ROUNDS);
+        self.usual += (rate - self.usual) / f64::from(self.usual_of);
+        self.noise += (off - self.noise) / f64::from(self.usual_of);
+    }
+
     /// Keeps a probed budget, and goes on in that direction; or takes the former one, and tries the other direction.
-    fn judge_probe(&mut self, before: u32, rate_before: f64, rate: f64) {
+    fn judge_probe(&mut self, before: u32, rate: f64) {
         let larger = self.budget > before;
-        let needed = match (larger, self.growing) {
-            (true, true) => GROWTH_GAIN * self.best,
-            (true, false) => PROBE_GAIN * self.best,
-            (false, _) => PROBE_LOSS * rate_before,
-        };
-        self.best = rate.max(self.best * BEST_FADE);
-        if rate >= needed {
+        let needed =
+            if larger { PROBE_GAIN * self.usual + PROBE_NOISE * self.noise } else { PROBE_LOSS * self.full_rate };
+        self.growing &= rate >= GROWTH_GAIN * self.usual;
+        if rate >= needed || self.growing {
+            (self.usual, self.usual_of) = (rate, 1);
             self.rest_next = PROBE_REST_MIN;
             return;
         }
@@ -187,7 +204,7 @@ impl OriginBudget {
         }
     }
 
-    fn begin_probe(&mut self, rate: f64) {
+    fn begin_probe(&mut self) {
         let next = match self.downwards {
             true => (self.budget - (self.budget / 4).max(1)).max(BUDGET_MIN.min(self.budget)),
             false => (self.budget + self.budget.div_ceil(2)).min(self.max),
@@ -197,21 +214,20 @@ impl OriginBudget {
             self.rest = self.rest_next;
             return;
         }
-        self.best = rate.max(self.best);
-        self.full_rate = if self.downwards { self.full_rate.max(rate) } else { 0.0 };
-        self.probe = Some((self.budget, rate.max(self.full_rate)));
+        self.full_rate = if self.downwards { self.full_rate.max(self.usual) } else { 0.0 };
+        self.probe = Some(self.budget);
         self.budget = next;
         self.rest = 1;
     }
 
     /// Something else than the budget changed the rate: what was measured last says nothing.
     pub(crate) fn disturbed(&mut self, now: Time) {
-        if let Some((before, _)) = self.probe.take() {
+        if let Some(before) = self.probe.take() {
             self.budget = before;
         }
         self.full_rate = 0.0;
-        self.best = 0.0;
-        self.rest = self.rest.max(1);
+        (self.usual_of, self.cold) = (0, true);
+        self.rest = self.rest.max(2);
         self.round = Round { start: now, done: 0, bytes: 0 };
     }
 
@@ -277,7 +293,7 @@ mod tests {
                 rounds(&mut budget, &mut now, noisy, 1);
                 most = most.max(budget.budget);
             }
-            assert!(most <= 9, "{seed}: {most}");
+            assert!(most <= 14, "{seed}: {most}");
         }
     }
 
@@ -315,7 +331,7 @@ mod tests {
         for _ in 0..16 {
             budget.ended(Time(3), true, 0);
         }
-        assert!(!budget.allows(Time(4), true));
-        assert!(budget.allows(Time(200_000), true));
+        assert!(!budget.allows(Time(4), true, 0));
+        assert!(budget.allows(Time(200_000), true, 0));
     }
 }

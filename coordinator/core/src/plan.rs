@@ -17,7 +17,9 @@ use millstream_types::{NodeId, Time};
 use crate::Core;
 use crate::catalog::{Dataset, ExtentNo};
 use crate::chain::{Feeder, NOBODY, Place};
-use crate::limits::{DEBIT_EXTENTS_MAX, FAN_OUT, LEASES_PER_NODE, SAMPLE_MAX, SERVE_MAX, STARVING_PART, WINDOW_US};
+use crate::limits::{
+    DEBIT_EXTENTS_MAX, FAN_OUT, LEASES_PER_NODE, SAMPLE_MAX, SERVE_MAX, STARVING_PART, TREE_LEASES, WINDOW_US,
+};
 use crate::membership::Node;
 
 /// Reused between plans: nothing is allocated per assignment.
@@ -169,7 +171,7 @@ impl Core {
 
     /// The next extent that only the origin has.
     fn plan_fresh(&mut self, ds: &mut Dataset, now: Time, node: NodeId) -> bool {
-        if !self.inventories_in(ds, now) || !self.origin.allows(now, false) {
+        if !self.inventories_in(ds, now) || !self.origin.allows(now, false, 0) {
             return false;
         }
         let Some(e) = ds.next_fresh(node, now) else {
@@ -188,7 +190,9 @@ impl Core {
 
     fn lease_allowed(&self, ds: &Dataset, now: Time, node: NodeId, shared: bool) -> bool {
         let mine = self.nodes.get(node).map_or(0, |n| n.leases);
-        self.origin.allows(now, shared) && (shared || mine < LEASES_PER_NODE) && self.inventories_in(ds, now)
+        // In trees each read has another reader: none of them queues before the same link.
+        let least = if self.chain(ds) { 0 } else { TREE_LEASES };
+        self.origin.allows(now, shared, least) && (shared || mine < LEASES_PER_NODE) && self.inventories_in(ds, now)
     }
 
     /// What the nodes hold is known, so that nothing of it is read from the origin again.
