@@ -119,7 +119,11 @@ pub const RESOURCE_DOUBLINGS_MAX: u8 = 6;
 
 /// Leases that one node may hold when nobody shares what it reads: enough parallel reads to fill a link.
 pub const LEASES_PER_NODE: u32 = 8;
-/// Shared leases that are granted in trees whatever the budget: with four, the pauses between reads cost an origin 6 %.
+/// Fewer shared leases than these are not tried in chains: they leave gaps between reads, the next one is ordered while
+/// another is being read.
+pub const CHAIN_LEASES: u32 = 2;
+/// The same for trees, where each read has another reader and none queues before another's link: with four, the pauses
+/// between reads cost an origin 6 %.
 pub const TREE_LEASES: u32 = 12;
 /// A lease lasts this many times longer than they typically take.
 pub const LEASE_FACTOR: f64 = 8.0;

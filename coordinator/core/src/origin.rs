@@ -7,19 +7,17 @@
 
 use millstream_types::Time;
 
-use crate::limits::{THROTTLE_MEMORY_US, THROTTLE_PAUSE_MAX_US, THROTTLE_PAUSE_MIN_US};
+use crate::limits::{CHAIN_LEASES, THROTTLE_MEMORY_US, THROTTLE_PAUSE_MAX_US, THROTTLE_PAUSE_MIN_US};
 use crate::membership::{Meter, doubled};
 
 /// A larger budget must make the origin at least this much faster to be kept.
 const PROBE_GAIN: f64 = 1.03;
 /// And by this many times what rounds are usually off.
 const PROBE_NOISE: f64 = 1.5;
-/// It grows in haste, by half each time, only while that makes it this much faster: less may be noise.
-const GROWTH_GAIN: f64 = 1.2;
-/// And a smaller one must leave it at least this fast.
+/// A smaller one must leave it at least this fast.
 const PROBE_LOSS: f64 = 0.985;
-/// Fewer leases than these leave gaps between reads: the next one is ordered while another is being read.
-const BUDGET_MIN: u32 = 2;
+/// The budget grows in haste, by half each time, only while that makes the origin this much faster: less may be noise.
+const GROWTH_GAIN: f64 = 1.2;
 /// Shortest round, and how many times the budget ends within it: rates over less are noise.
 const ROUND_US: u64 = 250_000;
 const ROUND_TURNS: u32 = 4;
@@ -43,6 +41,7 @@ pub(crate) struct OriginBudget {
     pub(crate) done: u64,
     /// Allowed at once, of the shared.
     pub(crate) budget: u32,
+    min: u32,
     max: u32,
     pause_until: Time,
     throttles: u32,
@@ -84,6 +83,7 @@ impl OriginBudget {
             all: 0,
             done: 0,
             budget: first,
+            min: first.min(CHAIN_LEASES),
             max: max.max(first),
             pause_until: Time::ZERO,
             throttles: 0,
@@ -103,10 +103,18 @@ impl OriginBudget {
         }
     }
 
-    /// May one more lease be granted? `least`: so many shared ones do no harm.
-    pub(crate) fn allows(&self, now: Time, shared: bool, least: u32) -> bool {
+    /// So many do no harm.
+    pub(crate) fn at_least(&mut self, min: u32) {
+        self.min = min.min(self.max);
+        if self.throttled_at.is_none() {
+            self.budget = self.budget.max(self.min);
+        }
+    }
+
+    /// May one more lease be granted?
+    pub(crate) fn allows(&self, now: Time, shared: bool) -> bool {
         let within = if self.throttled_at.is_some() { self.all < self.budget } else { self.all < self.max };
-        now >= self.pause_until && within && (!shared || self.shared < self.budget.max(least))
+        now >= self.pause_until && within && (!shared || self.shared < self.budget)
     }
 
     pub(crate) fn granted(&mut self, now: Time, shared: bool) {
@@ -206,7 +214,7 @@ impl OriginBudget {
 
     fn begin_probe(&mut self) {
         let next = match self.downwards {
-            true => (self.budget - (self.budget / 4).max(1)).max(BUDGET_MIN.min(self.budget)),
+            true => (self.budget - (self.budget / 4).max(1)).max(self.min.min(self.budget)),
             false => (self.budget + self.budget.div_ceil(2)).min(self.max),
         };
         if next == self.budget {
@@ -331,7 +339,7 @@ mod tests {
         for _ in 0..16 {
             budget.ended(Time(3), true, 0);
         }
-        assert!(!budget.allows(Time(4), true, 0));
-        assert!(budget.allows(Time(200_000), true, 0));
+        assert!(!budget.allows(Time(4), true));
+        assert!(budget.allows(Time(200_000), true));
     }
 }

@@ -117,7 +117,8 @@ impl Core {
         let nodes = self.nodes.len();
         let chain = self.chain(ds);
         let depth = if chain { nodes } else { 2 * (32 - (nodes | 1).leading_zeros()) };
-        let extents = self.origin.budget.clamp(LEASES_PER_NODE, 32) + 4 + depth;
+        let leases = self.origin.budget.saturating_sub(if chain { 0 } else { TREE_LEASES - LEASES_PER_NODE });
+        let extents = leases.clamp(LEASES_PER_NODE, 32) + 4 + depth;
         // One rate for a whole chain: a node with room that those before it lack would be fed from farther away.
         let rate = if chain { 1e9 / self.ns_per_byte } else { node.rate_in.rate };
         let by_rate = rate * WINDOW_US as f64 / 1e6;
@@ -171,7 +172,7 @@ impl Core {
 
     /// The next extent that only the origin has.
     fn plan_fresh(&mut self, ds: &mut Dataset, now: Time, node: NodeId) -> bool {
-        if !self.inventories_in(ds, now) || !self.origin.allows(now, false, 0) {
+        if !self.inventories_in(ds, now) || !self.origin.allows(now, false) {
             return false;
         }
         let Some(e) = ds.next_fresh(node, now) else {
@@ -190,9 +191,7 @@ impl Core {
 
     fn lease_allowed(&self, ds: &Dataset, now: Time, node: NodeId, shared: bool) -> bool {
         let mine = self.nodes.get(node).map_or(0, |n| n.leases);
-        // In trees each read has another reader: none of them queues before the same link.
-        let least = if self.chain(ds) { 0 } else { TREE_LEASES };
-        self.origin.allows(now, shared, least) && (shared || mine < LEASES_PER_NODE) && self.inventories_in(ds, now)
+        self.origin.allows(now, shared) && (shared || mine < LEASES_PER_NODE) && self.inventories_in(ds, now)
     }
 
     /// What the nodes hold is known, so that nothing of it is read from the origin again.

@@ -7,8 +7,8 @@ use crate::catalog::Dataset;
 use crate::event::{Action, NodeInfo, NodeState, Note, Source};
 use crate::flight::FlightNo;
 use crate::limits::{
-    LEASE_SLACK_US, OVERDUE_CHAIN_FACTOR, OVERDUE_FACTOR, OVERDUE_SLACK_US, OVERDUE_UNREADY_FACTOR, OVERTAKEN_READS,
-    RESOURCE_DOUBLINGS_MAX, STALLED_FACTOR, UNMEASURED_US, UNREACHABLE_US,
+    CHAIN_LEASES, LEASE_SLACK_US, OVERDUE_CHAIN_FACTOR, OVERDUE_FACTOR, OVERDUE_SLACK_US, OVERDUE_UNREADY_FACTOR,
+    OVERTAKEN_READS, RESOURCE_DOUBLINGS_MAX, STALLED_FACTOR, TREE_LEASES, UNMEASURED_US, UNREACHABLE_US,
 };
 
 impl Core {
@@ -290,6 +290,7 @@ impl Core {
                 core.refill_all(ds, now);
             });
         }
+        self.set_origin_floor();
         self.demote_poor(now);
         self.watch_chains(now);
         let flights: Vec<FlightNo> = self.flights.numbers().collect();
@@ -297,6 +298,12 @@ impl Core {
             self.check_flight(now, no);
         }
         self.serve_all(now);
+    }
+
+    /// How many origin reads are allowed at least.
+    fn set_origin_floor(&mut self) {
+        let trees = self.active.iter().filter_map(|&id| self.dataset(id)).any(|ds| ds.flying > 0 && !self.chain(ds));
+        self.origin.at_least(if trees { TREE_LEASES } else { CHAIN_LEASES });
     }
 
     fn watch(&mut self, now: Time, node: NodeId) {

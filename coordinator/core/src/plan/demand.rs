@@ -124,7 +124,7 @@ impl Core {
                 // Reads that are shared may wait for each other; a reader does not wait for those of stages, nor for
                 // those that are ahead: many at once all end late.
                 let shared = extent.todo.count() as usize + extent.flights.len() > 1;
-                may && self.origin.allows(now, ahead && shared, 0) && self.read_for_all(ds, now, e, node)
+                may && self.origin.allows(now, ahead && shared) && self.read_for_all(ds, now, e, node)
             }
         };
         ds.priority = staged;
