@@ -47,7 +47,7 @@ impl Flight {
     /// answer may have waited behind pieces, and the source received the extent meanwhile.
     pub(crate) fn denied(&self, now: Time, failure: &Failure) -> bool {
         let asked = failure.asked_us > 0 && failure.kind == FailureKind::NotHave && failure.source == self.source;
-        asked && self.source_ready.is_some_and(|at| now.since(at) >= failure.asked_us + CONTROL_DELAY_US)
+        asked && self.source_ready.is_some_and(|at| now.since(at) >= failure.asked_us.saturating_add(CONTROL_DELAY_US))
     }
 }
 
@@ -158,6 +158,7 @@ mod tests {
         };
         assert!(flight.denied(Time(1_200_000), &failure(100_000)));
         assert!(!flight.denied(Time(1_199_999), &failure(100_000)), "the question came before");
+        assert!(!flight.denied(Time(9_000_000), &failure(u64::MAX)), "whatever a node says");
         assert!(!flight.denied(Time(9_000_000), &Failure { source: Source::Peer(NodeId(8)), ..failure(1) }));
         assert!(!Flight { source_ready: None, ..flight }.denied(Time(9_000_000), &failure(1)));
     }
