@@ -285,6 +285,22 @@ mod tests {
     }
 
     #[test]
+    fn a_floor_is_where_growth_begins_and_reduction_ends() {
+        let mut now = Time(0);
+        let mut budget = OriginBudget::new(4, 4096);
+        budget.at_least(12);
+        assert_eq!(budget.budget, 12);
+        rounds(&mut budget, &mut now, |n| f64::from(n.min(100)), 200);
+        assert!((90..=160).contains(&budget.budget), "{}", budget.budget);
+        rounds(&mut budget, &mut now, |_| 10.0, 600);
+        assert_eq!(budget.budget, 12);
+        // What the origin cannot bear comes first.
+        budget.throttled(now);
+        budget.at_least(12);
+        assert!(budget.budget < 12, "{}", budget.budget);
+    }
+
+    #[test]
     fn noise_is_no_gain() {
         // A link that is full with three leases; every round is up to a quarter off.
         for seed in 0..40u64 {

@@ -117,6 +117,7 @@ impl Core {
         let nodes = self.nodes.len();
         let chain = self.chain(ds);
         let depth = if chain { nodes } else { 2 * (32 - (nodes | 1).leading_zeros()) };
+        // What trees are always allowed beyond one node's leases keeps no single node busy.
         let leases = self.origin.budget.saturating_sub(if chain { 0 } else { TREE_LEASES - LEASES_PER_NODE });
         let extents = leases.clamp(LEASES_PER_NODE, 32) + 4 + depth;
         // One rate for a whole chain: a node with room that those before it lack would be fed from farther away.
