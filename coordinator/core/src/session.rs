@@ -216,6 +216,7 @@ impl Core {
             ds.replica_entry(node).sealed.remove_range(shard..shard + 1);
         }
         let resend = std::mem::take(&mut ds.replica_entry(node).resend);
+        let untold = self.untold_by(ds, node);
         for e in 0..ds.extents.len() as u32 {
             let range = ds.extents[e as usize].pieces.clone();
             if pieces.contains_range(range.clone()) {
@@ -228,6 +229,7 @@ impl Core {
                 }
             }
         }
+        self.count_found(ds, node, &untold);
         let mine: Vec<FlightNo> = self.nodes.get(node).map(|n| n.flights.clone()).unwrap_or_default();
         for no in mine {
             let Some((e, id)) = self.flights.get(no).map(|f| (f.extent, f.dataset)) else {

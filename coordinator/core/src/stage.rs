@@ -2,6 +2,7 @@
 
 use millstream_types::{DatasetId, NodeId, RunSet, StageId, Time};
 
+use crate::bits::Bits;
 use crate::catalog::{Dataset, Wanted};
 use crate::event::Placement;
 
@@ -40,9 +41,12 @@ pub(crate) struct Stage {
     pub(crate) state: StageState,
     pub(crate) started: Time,
     pub(crate) ended: Option<Time>,
-    /// The version's origin bytes and ready bytes when it began.
+    /// The version's origin bytes when it began.
     pub(crate) origin_base: u64,
-    pub(crate) ready_base: u64,
+    /// Bytes of it that were on its nodes when it began, as far as they were asked.
+    pub(crate) found: u64,
+    /// Those that have not told yet what they hold.
+    pub(crate) untold: Bits,
     /// Origin bytes when it ended.
     pub(crate) origin_end: Option<u64>,
     /// Its lower bound when it ended: what is measured later is no measure of it.
@@ -63,6 +67,24 @@ impl Stage {
             (Ok(_), Placement::Window) => Wanted::Some(RunSet::new()),
             (Ok(i), Placement::Spread(_)) => Wanted::Some(self.spread.get(i).cloned().unwrap_or_default()),
         }
+    }
+
+    /// Bytes of it that one of its nodes has.
+    pub(crate) fn ready_on(&self, ds: &Dataset, node: NodeId) -> u64 {
+        let Ok(i) = self.nodes.binary_search(&node) else {
+            return 0;
+        };
+        let Some(placed) = self.spread.get(i) else {
+            let whole = self.placement == Placement::Replicate;
+            return ds.replica(node).filter(|_| whole).map_or(0, |r| r.have_bytes);
+        };
+        let here = ds.extents.iter().filter(|e| e.have.get(node.0));
+        here.filter(|e| placed.contains(ds.layout.shard_of(e.pieces.start))).map(|e| e.bytes).sum()
+    }
+
+    /// Bytes of it that its nodes have.
+    pub(crate) fn ready(&self, ds: &Dataset) -> u64 {
+        self.nodes.iter().map(|&n| self.ready_on(ds, n)).sum()
     }
 
     /// Places the groups of shards on the nodes by rendezvous hashing: a node that comes or goes moves only its own.

@@ -3,6 +3,7 @@
 use millstream_types::{DatasetId, NodeId, StageId, Time};
 
 use crate::Core;
+use crate::bits::Bits;
 use crate::catalog::{Dataset, Wanted};
 use crate::event::{Action, DatasetFacts, NodeState, Note, Placement};
 use crate::extent::extent_bytes;
@@ -81,7 +82,8 @@ impl Core {
             started: now,
             ended: None,
             origin_base: 0,
-            ready_base: 0,
+            found: 0,
+            untold: Bits::default(),
             origin_end: None,
             bound_end: None,
             spread: Vec::new(),
@@ -99,9 +101,14 @@ impl Core {
             core.cut(ds);
             core.want_again(ds, &nodes);
             let id = ds.stages[ds.stages.len() - 1];
-            let ready = core.ready_bytes(ds, id);
             if let Some(stage) = core.stages.get_mut(&id) {
-                stage.ready_base = ready;
+                for &node in &nodes {
+                    if ds.replica(node).is_some_and(|r| r.inventoried) {
+                        stage.found += stage.ready_on(ds, node);
+                    } else {
+                        stage.untold.set(node.0);
+                    }
+                }
             }
             for &node in &nodes {
                 if core.nodes.get(node).is_some_and(|n| n.state != NodeState::Down) {
@@ -258,6 +265,22 @@ impl Core {
                 (false, _) => "several nodes want the same shards: each is read once and passed on",
             };
             self.note(Note::GoDirect { dataset: ds.id, direct, reason: reason.to_owned() });
+        }
+    }
+
+    /// The stages that do not know yet what the node held, and the bytes that it got for them since.
+    pub(crate) fn untold_by(&self, ds: &Dataset, node: NodeId) -> Vec<(StageId, u64)> {
+        let stages = ds.stages.iter().filter_map(|s| self.stages.get(s)).filter(|s| s.untold.get(node.0));
+        stages.map(|s| (s.id, s.ready_on(ds, node))).collect()
+    }
+
+    /// What an inventory brought to light, beyond what the node got since, was there before.
+    pub(crate) fn count_found(&mut self, ds: &Dataset, node: NodeId, untold: &[(StageId, u64)]) {
+        for (id, got) in untold {
+            if let Some(stage) = self.stages.get_mut(id) {
+                stage.untold.clear(node.0);
+                stage.found += stage.ready_on(ds, node).saturating_sub(*got);
+            }
         }
     }
 

@@ -123,10 +123,10 @@ impl Core {
         let ds = self.dataset(stage.dataset);
         let total = ds.map_or(0, |ds| self.total_bytes(ds, stage));
         // What is done stays done: a node that is lost later takes nothing back of what was achieved.
-        let ready = if stage.state == StageState::Done { total } else { ds.map_or(0, |ds| self.ready_of(ds, stage)) };
+        let ready = if stage.state == StageState::Done { total } else { ds.map_or(0, |ds| stage.ready(ds)) };
         let origin = ds.map_or(0, |ds| stage.origin_end.unwrap_or(ds.origin_bytes) - stage.origin_base);
         let elapsed_us = stage.ended.unwrap_or(now).since(stage.started);
-        let moved = ready.saturating_sub(stage.ready_base);
+        let moved = ready.saturating_sub(stage.found);
         let eta_us = (stage.state == StageState::Running && moved > 0)
             .then(|| (elapsed_us as f64 * (total - ready.min(total)) as f64 / moved as f64) as u64);
         let (bound_us, bound_by) = match (stage.bound_end, ds) {
@@ -144,7 +144,7 @@ impl Core {
             bytes_total: total,
             bytes_ready: ready,
             lacking: ds.map_or_else(Vec::new, |ds| self.lacking(ds, stage)),
-            bytes_found: stage.ready_base.min(ready),
+            bytes_found: stage.found.min(ready),
             origin_bytes: origin,
             elapsed_us,
             eta_us,
@@ -166,7 +166,7 @@ impl Core {
     /// T* = max(D/S, D/min(B, W), N·D/(S + N·min(B, W))), from measured rates; D is what was not there when it began.
     pub(crate) fn bound(&self, ds: &Dataset, stage: &Stage) -> Bound {
         let (origin, received) = (self.origin.meter.rate, self.nodes.median_rate());
-        let wanted = self.total_bytes(ds, stage).saturating_sub(stage.ready_base);
+        let wanted = self.total_bytes(ds, stage).saturating_sub(stage.found);
         let Some(received) = received.filter(|_| origin > 0.0 && wanted > 0) else {
             return (None, "origin");
         };
@@ -196,27 +196,6 @@ impl Core {
             ds.layout.range_bytes(ds.layout.shard_pieces(r.start).start..ds.layout.shard_pieces(r.end - 1).end)
         };
         stage.spread.iter().flat_map(|set| set.runs()).map(bytes).sum()
-    }
-
-    pub(crate) fn ready_bytes(&self, ds: &Dataset, stage: StageId) -> u64 {
-        self.stages.get(&stage).map_or(0, |s| self.ready_of(ds, s))
-    }
-
-    fn ready_of(&self, ds: &Dataset, stage: &Stage) -> u64 {
-        if stage.placement == Placement::Window {
-            return 0;
-        }
-        if stage.spread.is_empty() {
-            return stage.nodes.iter().filter_map(|&n| ds.replica(n)).map(|r| r.have_bytes).sum();
-        }
-        let on = |(i, node): (usize, &NodeId)| -> u64 {
-            ds.extents
-                .iter()
-                .filter(|e| e.have.get(node.0) && stage.spread[i].contains(ds.layout.shard_of(e.pieces.start)))
-                .map(|e| e.bytes)
-                .sum()
-        };
-        stage.nodes.iter().enumerate().map(on).sum()
     }
 
     /// The version of an assignment that a node works on.

@@ -174,6 +174,37 @@ fn what_was_done_stays_done_and_names_the_node_that_went() {
 }
 
 #[test]
+fn what_nodes_held_before_they_were_asked_is_found_and_not_moved() {
+    let mut setup = Setup::new(3, 64, 1.0);
+    setup.core.down_us = 50_000;
+    let mut world = World::new(setup);
+    world.join_all();
+    world.request(StageId(7), vec![1]);
+    world.run(LIMIT);
+    all_there(&world, [1]);
+    // The restarted coordinator tells its core of the stage before any node has told what it holds.
+    let now = world.now;
+    world.at(now, "restart", 0);
+    world.pass(2_000);
+    let found = |world: &World| world.core.stage(STAGE, world.now).expect("the stage").bytes_found;
+    let each = world.setup.bytes();
+    assert_eq!(found(&world), each);
+    // One that was asked already comes back with part of it: that was received, not found.
+    let now = world.now;
+    world.at(now, "kill", 2);
+    world.pass(5_000_000);
+    let now = world.now;
+    world.at(now, "revive", 2);
+    world.pass(5_000_000);
+    all_there(&world, 0..3);
+    let done = world.core.stage(STAGE, world.now).expect("the stage");
+    assert_eq!((done.state, done.bytes_ready), ("done", 3 * each));
+    assert_eq!(done.bytes_found, each, "received since is not found");
+    let wire = 2.0 * each as f64 / 3.0 / 1e9;
+    assert!(done.bound_us.is_none_or(|us| us as f64 / 1e6 <= 2.0 * wire), "what was there bounds nothing: {done:?}");
+}
+
+#[test]
 fn a_slow_uplink_costs_little() {
     for (victim, rate) in [(2, 0.5), (2, 0.1), (5, 0.1), (6, 0.03)] {
         let setup = Setup::new(8, 4096, 1.0);
