@@ -10,14 +10,18 @@ use tokio_util::sync::CancellationToken;
 use crate::counters::Counters;
 use crate::driver::{Input, Inputs};
 use crate::local::LocalState;
-use crate::storage::Store;
+use crate::storage::{BadShard, Store};
 
-/// Re-reads one sealed shard and compares every piece.
+/// Re-reads one sealed shard and compares every piece. `false`: it is not here any more; what is dropped is not bad.
 ///
 /// # Errors
 /// What is wrong, naming key, piece, expected and actual.
-pub async fn check_shard(store: &Store, manifest: &Manifest, shard: ShardNo) -> Result<(), v1::Failure> {
-    let Err(bad) = store.verify_shard(&manifest.digest(), shard).await else { return Ok(()) };
+pub async fn check_shard(store: &Store, manifest: &Manifest, shard: ShardNo) -> Result<bool, v1::Failure> {
+    let bad = match store.verify_shard(&manifest.digest(), shard).await {
+        Ok(()) => return Ok(true),
+        Err(BadShard::NotSealed { .. }) => return Ok(false),
+        Err(bad) => bad,
+    };
     let detail = bad.to_string();
     let (piece, expected, actual) = bad.piece_parts();
     Err(v1::Failure {

@@ -136,20 +136,4 @@ impl Store {
         let pieces = state.sealed.contains(shard).then(|| version.layout().shard_pieces(shard))?;
         Some(state.crcs[pieces.start as usize..pieces.end as usize].to_vec())
     }
-
-    /// The sealed shard to check after `after`, in a fixed order over all open versions; begins anew at the end.
-    /// `None`: nothing is sealed.
-    pub fn next_to_scrub(&self, after: Option<(Digest, ShardNo)>) -> Option<(Digest, ShardNo)> {
-        let mut digests = self.open_digests();
-        digests.sort_unstable();
-        let sealed_from = |digest: &Digest, from: ShardNo| {
-            let version = self.version(digest)?;
-            let state = version.state();
-            state.sealed.runs().iter().find(|run| run.end > from).map(|run| (*digest, run.start.max(from)))
-        };
-        let first = || digests.iter().find_map(|digest| sealed_from(digest, 0));
-        let Some((at, shard)) = after else { return first() };
-        let later = digests.iter().filter(|d| **d > at).find_map(|digest| sealed_from(digest, 0));
-        sealed_from(&at, shard.saturating_add(1)).or(later).or_else(first)
-    }
 }

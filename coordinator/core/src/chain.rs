@@ -17,6 +17,7 @@ pub(crate) use self::flow::Flow;
 use crate::Core;
 use crate::catalog::{Dataset, ExtentNo};
 use crate::event::{NodeState, Source};
+use crate::flight::Flight;
 use crate::limits::{
     BLAME_US, CHAIN_ALTERNATES, CHAIN_NODES_MAX, CHAIN_PART, CHAIN_WINDOWS, HEAD_CALM_US, KEPT_UP_SWEEPS, LATE_EXTENTS,
     LATE_SWEEPS, SETTLING_SWEEPS, TICK_US,
@@ -208,6 +209,21 @@ impl Core {
         found
     }
 
+    /// A source for a node that asks by itself: the end of the branch that hangs below the nearest one before it, so that
+    /// no uplink carries the extent twice, whoever asked first.
+    pub(crate) fn branch_end(&mut self, ds: &Dataset, now: Time, e: ExtentNo, node: NodeId) -> Option<Found> {
+        let mut found = self.chain_source(ds, now, e, node, None)?;
+        let flights = || ds.extents[e as usize].flights.iter().filter_map(|&no| self.flights.get(no));
+        for _ in 0..self.nodes.len() {
+            let below = |f: &&Flight| f.source == Source::Peer(found.source) && self.place(ds, now, f.node).feeds();
+            let Some(next) = flights().find(below).map(|f| f.node) else {
+                break;
+            };
+            found = Found { source: next, alternates: vec![found.source], holder: false };
+        }
+        Some(found)
+    }
+
     /// Keeps the order of the line, once per sweep and when a node has just become poor: it goes to the end, and the
     /// chains go on without it.
     pub(crate) fn demote_poor(&mut self, now: Time) {
@@ -324,9 +340,9 @@ impl Core {
         let mut found = None;
         for &Place { node, .. } in &line {
             let feeder = before.and_then(|b| self.nodes.get(b)).map(|b| (b.flow, b.flights.is_empty()));
-            if let Some(known) =
-                self.nodes.get_mut(node).filter(|n| n.flights.len() > 1 && (before.is_some() || n.leases > 0))
-            {
+            // Only where something was on its way all the time: what nobody asked for could not come.
+            let asked = |n: &&mut Node| n.rate_in.busy_for(now).is_some_and(|us| us >= TICK_US) && n.flights.len() > 1;
+            if let Some(known) = self.nodes.get_mut(node).filter(asked).filter(|n| before.is_some() || n.leases > 0) {
                 let given = feeder.and_then(|(flow, has_all)| match has_all {
                     false => Some(flow.came),
                     // It could give all that is missing.

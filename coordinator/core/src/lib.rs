@@ -70,6 +70,8 @@ pub struct Core {
     begun: bool,
     /// After a restart, origin reads wait until then for known nodes.
     recover_until: Time,
+    /// Readers that have just begun wait for others until then.
+    gather_until: Option<Time>,
     /// Planning runs on the typical link's time.
     ns_per_byte: f64,
     /// Counts sweeps.
@@ -101,6 +103,7 @@ impl Core {
             next_tick: Time::ZERO,
             begun: false,
             recover_until: Time::ZERO,
+            gather_until: None,
             ns_per_byte: 1e9 / config.link_bytes_per_s.max(1.0),
             sweeps: 0,
             judged_from: Time::ZERO,
@@ -168,6 +171,9 @@ impl Core {
             self.next_tick = now + limits::TICK_US;
             self.tick(now);
         }
+        if self.gather_until.take_if(|until| now >= *until).is_some() {
+            self.serve_all(now);
+        }
     }
 
     /// The next order to carry out.
@@ -178,7 +184,8 @@ impl Core {
     /// When [`handle_timeout`](Self::handle_timeout) is due; `None`: nothing is waiting for time to pass.
     pub fn poll_timeout(&self) -> Option<Time> {
         let watching = self.nodes.iter().any(|(_, n)| n.state != event::NodeState::Down);
-        (watching || !self.active.is_empty()).then_some(self.next_tick)
+        let tick = (watching || !self.active.is_empty()).then_some(self.next_tick);
+        self.gather_until.into_iter().chain(tick).min()
     }
 
     fn begin(&mut self, now: Time) {

@@ -146,6 +146,9 @@ pub const ORIGIN_RETRY_MAX_US: u64 = 5_000_000;
 
 // ------------------------------------------------------------------ readers
 
+/// Origin reads for the first reader of a version wait this long for the others of its job, who begin with the same
+/// shards in other orders: what each read by itself would come to all in disorder.
+pub const GATHER_US: u64 = 50_000;
 /// Readers of one version: some loader processes on each node of a large cluster.
 pub const READERS_MAX: usize = 1 << 16;
 /// Groups of a reader's order that are looked at: all of a normal version (see `extent::groups`).

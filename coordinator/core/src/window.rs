@@ -14,7 +14,7 @@ use crate::Core;
 use crate::bits::Bits;
 use crate::catalog::{Dataset, ExtentNo};
 use crate::event::NodeState;
-use crate::limits::{AHEAD_GROUPS_MAX, READERS_MAX, WORD_FOR_US};
+use crate::limits::{AHEAD_GROUPS_MAX, GATHER_US, READERS_MAX, WORD_FOR_US};
 
 /// Index of a placement group.
 pub(crate) type Group = u32;
@@ -160,6 +160,9 @@ impl Core {
         let key = (node, report.reader);
         if report.restart {
             window.forget(key);
+        }
+        if window.readers.is_empty() {
+            self.gather_until.get_or_insert(now + GATHER_US);
         }
         let known = window.readers.contains_key(&key) || window.readers.len() < READERS_MAX;
         if known {

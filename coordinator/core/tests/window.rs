@@ -157,6 +157,71 @@ fn lanes_that_end_together_find_the_next_ones_there() {
     }
 }
 
+/// Ranks of one job announce themselves one after the other, in any order, each with another of the shards first. Their
+/// first shards come at the rate of the origin all the same, down one chain.
+#[test]
+fn readers_that_begin_together_get_their_first_shards_in_the_time_of_one() {
+    const LANES: usize = 5;
+    for begin in [[0, 1, 2, 3], [0, 3, 1, 2], [3, 2, 1, 0], [1, 3, 0, 2]] {
+        let mut setup = Setup::new(NODES, 400, 1.0);
+        setup.piece_len = 512 << 10;
+        setup.shards = vec![4 << 20; 64];
+        setup.placement = Placement::Window;
+        (setup.origin, setup.link) = (5e7, 5e7);
+        let mut world = World::new(setup);
+        world.join_all();
+        world.request_all();
+        let began = world.now;
+        for node in begin {
+            let mut order: Vec<u32> = (0..64).collect();
+            order.chunks_mut(LANES).for_each(|open| open.rotate_left(node as usize % open.len()));
+            world.load(
+                node,
+                Loader { order, lanes: LANES, bytes_per_s: 4e7, room: 19 * (4 << 20), ..Loader::default() },
+            );
+            world.pass(3_000);
+        }
+        // All wait for the last one; then a few reads begin, not all.
+        world.keep_trace = true;
+        let reads = |world: &World| world.trace.iter().filter(|line| line.contains("source: Origin")).count();
+        while reads(&world) == 0 {
+            assert!(world.now < LIMIT, "nothing is read");
+            world.pass(500);
+        }
+        world.pass(500);
+        assert!((4..=12).contains(&reads(&world)), "{} reads at once", reads(&world));
+        while !world.readers.values().all(|l| l.reading || l.at > 0) {
+            assert!(world.now < LIMIT, "stuck: {}", world.describe());
+            world.pass(1_000);
+        }
+        let took = world.now.since(began) as f64 / 1e6;
+        let one = LANES as f64 * f64::from(4 << 20) / 5e7;
+        println!("{begin:?}: the first shards after {:.2} times what one node takes", took / one);
+        assert!(took < 1.25 * one, "{begin:?}: {took:.3} s, and one node takes {one:.3} s");
+    }
+}
+
+/// What nobody asked for could not come: a first node whose readers ask in bursts is not slow.
+#[test]
+fn readers_that_ask_in_bursts_make_no_node_slow() {
+    let mut setup = Setup::new(NODES, 400, 1.0);
+    setup.shards = vec![4 << 20; 400];
+    setup.placement = Placement::Window;
+    (setup.origin, setup.link) = (5e7, 5e7);
+    let mut world = World::new(setup);
+    world.join_all();
+    world.request_all();
+    for node in 0..NODES {
+        let order = (0..400).collect();
+        world.load(node, Loader { order, lanes: 5, bytes_per_s: 3.8e7, room: 19 * (4 << 20), ..Loader::default() });
+    }
+    while !world.all_read() {
+        assert!(world.now < LIMIT, "stuck: {}", world.describe());
+        world.pass(10_000);
+    }
+    assert_eq!(world.core.counters().overdue, 0, "nothing was late");
+}
+
 /// All that is on a node may be the last copy of what it needs later: what it reads now comes nevertheless.
 #[test]
 fn many_lanes_and_little_room_still_end() {

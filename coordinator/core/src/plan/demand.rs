@@ -107,7 +107,11 @@ impl Core {
 
     /// Brings one extent to one node, from wherever it can be had. `ahead`: no reader there has come to it.
     fn bring(&mut self, ds: &mut Dataset, now: Time, e: ExtentNo, node: NodeId, ahead: bool) -> bool {
-        let found = if ds.seeded.get(e) { self.find_source(ds, now, e, node, None) } else { None };
+        let found = match (ds.seeded.get(e), self.chain(ds)) {
+            (false, _) => None,
+            (true, true) => self.branch_end(ds, now, e, node),
+            (true, false) => self.find_source(ds, now, e, node, None),
+        };
         // Ahead of everything that is only staged.
         let staged = std::mem::replace(&mut ds.priority, DEMAND_PRIORITY);
         let launched = match found {
@@ -120,11 +124,14 @@ impl Core {
                 // Somebody has it or reads it, who cannot be asked at present: that passes, or it is lost.
                 let mine = self.nodes.get(node).map_or(0, |n| n.leases);
                 let free = extent.lease.is_none() && extent.not_before <= now && mine < LEASES_PER_NODE;
-                let may = !ds.seeded.get(e) && free && self.inventories_in(ds, now);
-                // Reads that are shared may wait for each other; a reader does not wait for those of stages, nor for
-                // those that are ahead: many at once all end late.
+                let gathered = ds.window.is_none() || self.gather_until.is_none_or(|until| now >= until);
+                let may = !ds.seeded.get(e) && free && gathered && self.inventories_in(ds, now);
+                // Reads that are shared wait for each other: many at once all end late, and until then nobody has
+                // anything to pass on. A reader does not wait for those of stages, nor for those that are ahead.
                 let shared = extent.todo.count() as usize + extent.flights.len() > 1;
-                may && self.origin.allows(now, ahead && shared) && self.read_for_all(ds, now, e, node)
+                let few = self.origin.shared < self.origin.budget + LEASES_PER_NODE;
+                let allowed = self.origin.allows(now, ahead && shared) && (!shared || few);
+                may && allowed && self.read_for_all(ds, now, e, node)
             }
         };
         ds.priority = staged;

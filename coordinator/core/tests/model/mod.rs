@@ -70,6 +70,8 @@ impl Setup {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Ev {
     Tick,
+    /// Something in the core waits until now.
+    Due,
     /// A loader has read its shard.
     Read(u32),
     ToCore(usize),
@@ -155,6 +157,8 @@ pub struct World {
     pub rates: [u64; 2],
     core_down: bool,
     ticking: bool,
+    next_tick: Time,
+    due: Option<Time>,
     scripted: u32,
 }
 
@@ -194,6 +198,8 @@ impl World {
             rates: [0, 0],
             core_down: false,
             ticking: false,
+            next_tick: Time::ZERO,
+            due: None,
             scripted: 0,
         };
         world.tell_core(Event::DatasetAdded { dataset: DS, facts: world.facts() });
@@ -274,6 +280,11 @@ impl World {
         }
         self.core.handle_event(self.now, event);
         self.drain();
+        // Beside the sweeps, for which there are ticks.
+        if let Some(at) = self.core.poll_timeout().filter(|&at| at < self.next_tick && self.due.replace(at) != Some(at))
+        {
+            self.push(at, Ev::Due);
+        }
     }
 
     fn later_core(&mut self, event: Event) {
@@ -404,7 +415,12 @@ impl World {
                     self.core.handle_timeout(self.now);
                     self.drain();
                 }
-                self.push(self.now + 250_000, Ev::Tick);
+                self.next_tick = self.now + 250_000;
+                self.push(self.next_tick, Ev::Tick);
+            }
+            Ev::Due => {
+                self.core.handle_timeout(self.now);
+                self.drain();
             }
             Ev::Read(node) => self.loader_read(node),
             Ev::ToCore(i) => {
