@@ -32,7 +32,8 @@ struct Open {
     buffer: Vec<u8>,
 }
 
-/// A connection to the agent: `exchange` sends one line and returns the next one, `receive` those after it.
+/// A connection to the agent: `exchange` sends one line and returns the next one, `receive` those after it; `send` does
+/// not wait for any.
 #[pyclass(frozen, weakref, module = "millstream._millstream")]
 pub(crate) struct Connection {
     path: PathBuf,
@@ -76,22 +77,16 @@ impl Connection {
     /// ConnectionError when the connection breaks; it is closed then.
     fn exchange<'py>(&self, py: Python<'py>, line: &[u8], timeout: f64) -> PyResult<Bound<'py, PyBytes>> {
         let until = until(timeout)?;
-        let mut message = Vec::with_capacity(line.len() + 1);
-        message.extend_from_slice(line);
-        message.push(b'\n');
-        let mut sent = 0;
-        self.run(py, until, PollFlags::OUT, |open| match open.stream.write(&message[sent..]) {
-            Ok(n) => {
-                sent += n;
-                Ok(if sent == message.len() { Step::Done(()) } else { Step::Again })
-            }
-            Err(e) if e.kind() == ErrorKind::WouldBlock => Ok(Step::Again),
-            Err(e) => Err(e),
-        })?;
+        self.write(py, line, until)?;
         self.line(py, until)
     }
 
-    /// The next line, after `exchange`.
+    /// Sends `line` (without the newline); `receive` returns the answer. Raises as `exchange` does.
+    fn send(&self, py: Python<'_>, line: &[u8], timeout: f64) -> PyResult<()> {
+        self.write(py, line, until(timeout)?)
+    }
+
+    /// The next line, after `exchange` or `send`.
     fn receive<'py>(&self, py: Python<'py>, timeout: f64) -> PyResult<Bound<'py, PyBytes>> {
         let until = until(timeout)?;
         self.line(py, until)
@@ -116,6 +111,21 @@ impl Connection {
 }
 
 impl Connection {
+    fn write(&self, py: Python<'_>, line: &[u8], until: Instant) -> PyResult<()> {
+        let mut message = Vec::with_capacity(line.len() + 1);
+        message.extend_from_slice(line);
+        message.push(b'\n');
+        let mut sent = 0;
+        self.run(py, until, PollFlags::OUT, |open| match open.stream.write(&message[sent..]) {
+            Ok(n) => {
+                sent += n;
+                Ok(if sent == message.len() { Step::Done(()) } else { Step::Again })
+            }
+            Err(e) if e.kind() == ErrorKind::WouldBlock => Ok(Step::Again),
+            Err(e) => Err(e),
+        })
+    }
+
     /// Nothing that holds the lock panics or waits for the GIL; a poisoned lock is as good as any.
     fn lock(&self) -> MutexGuard<'_, Option<Open>> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)

@@ -259,7 +259,7 @@ impl Scan {
                     }
                     scan.add(&name, content, member_len, &window);
                     // Behind a large member lies another header, not much else worth reading now.
-                    next_window = if member_len >= LARGE_BYTES { 8 * BLOCK } else { WINDOW_BYTES };
+                    next_window = if member_len >= LARGE_BYTES { 4 * BLOCK } else { WINDOW_BYTES };
                     member_len
                 }
             };
@@ -270,11 +270,14 @@ impl Scan {
 
     fn add(&mut self, name: &str, offset: u64, len: u64, window: &Window) {
         let (key, field) = split(name);
-        let field = field.to_lowercase();
-        // A dataset has a handful of fields.
-        let number = self.fields.iter().position(|f| *f == field).unwrap_or_else(|| {
-            self.fields.push(field);
-            self.fields.len() - 1
+        // A dataset has a handful of fields, mostly in lower case.
+        let place = |fields: &[String], field: &str| fields.iter().position(|f| f == field);
+        let number = place(&self.fields, field).unwrap_or_else(|| {
+            let field = field.to_lowercase();
+            place(&self.fields, &field).unwrap_or_else(|| {
+                self.fields.push(field);
+                self.fields.len() - 1
+            })
         });
         let tiny = len <= TINY_BYTES && self.kept.len() < TINY_BYTES_MAX;
         let at = match window.slice(offset, len as usize).filter(|_| tiny) {

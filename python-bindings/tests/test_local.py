@@ -168,6 +168,18 @@ def test_refusals_are_clear(home: Path, monkeypatch: pytest.MonkeyPatch, tmp_pat
     monkeypatch.setenv("MILLSTREAM_BINARY", "/nowhere/millstream")
     with pytest.raises(millstream.MillstreamError, match="/nowhere/millstream"):
         millstream.Client(local=home / "local").hello()
+    (tmp_path / "no-program").write_bytes(b"\x7fELF and no more")
+    (tmp_path / "no-program").chmod(0o755)
+    monkeypatch.setenv("MILLSTREAM_BINARY", str(tmp_path / "no-program"))
+    with pytest.raises(millstream.AgentUnavailableError, match="Exec format error.*no-program"):
+        millstream.Client(local=home / "local").hello()
+
+
+def test_a_program_may_be_named_from_here(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(Path(binary()).parent)
+    monkeypatch.setenv("MILLSTREAM_BINARY", f"./{Path(binary()).name}")
+    with millstream.Client(local=home / "local") as client:
+        assert client.hello()["node"] == "local"
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="giving a directory to somebody else needs root")

@@ -205,15 +205,19 @@ def test_a_shard_that_does_not_come_is_waited_for_and_named(cluster: Cluster) ->
 def announcements(numbers: millstream.Dataset, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """What readers tell the agent."""
     said: list[dict[str, Any]] = []
-    real = numbers._wire.ask
+    tell, answer = numbers._wire.tell, numbers._wire.answer
 
-    def spy(connection: Any, thing: str, request: Any) -> Any:
-        reply = real(connection, thing, request)
+    def told(connection: Any, thing: str, request: Any) -> None:
+        tell(connection, thing, request)
         said.append({"upcoming": [], **request})
+
+    def answered(connection: Any, thing: str) -> Any:
+        reply = answer(connection, thing)
         assert reply["announced"] == len(said[-1]["upcoming"])
         return reply
 
-    monkeypatch.setattr(numbers._wire, "ask", spy)
+    monkeypatch.setattr(numbers._wire, "tell", told)
+    monkeypatch.setattr(numbers._wire, "answer", answered)
     assert "reader" in numbers._wire.features()
     return said
 
@@ -260,7 +264,7 @@ def test_more_shards_at_a_time_than_fit_are_refused(numbers: millstream.Dataset,
     def full(_connection: Any, _thing: str, request: Any) -> Any:
         raise millstream.NoSpaceError(f"reading {request['open']} shards at a time does not fit")
 
-    monkeypatch.setattr(numbers._wire, "ask", full)
+    monkeypatch.setattr(numbers._wire, "tell", full)
     with pytest.raises(millstream.NoSpaceError, match="reading 2 shards at a time"):
         next(iter(stream(numbers, lanes=2)))
 
@@ -271,17 +275,38 @@ class Listener:
     ref = "d@v"
 
     def __init__(self) -> None:
-        self._wire, self.is_open = self, True
+        self._wire, self.is_open, self.owed = self, True, False
         self.said: list[dict[str, Any]] = []
 
     def features(self) -> set[str]:
         return {"reader"}
 
     def connection(self) -> Listener:
+        self.is_open, self.owed = True, False
         return self
 
-    def ask(self, _connection: Any, _thing: str, request: dict[str, Any]) -> None:
+    def tell(self, _connection: Any, _thing: str, request: dict[str, Any]) -> None:
+        assert not self.owed, "an answer was left on the line"
+        self.owed = True
         self.said.append(request)
+
+    def answer(self, _connection: Any, _thing: str) -> None:
+        assert self.owed
+        self.owed = False
+        if not self.is_open:
+            raise millstream.AgentUnavailableError("it was restarted", socket="s")
+
+
+def test_what_an_agent_was_told_before_it_restarted_is_told_again() -> None:
+    share = Share(Order([2] * 6, 1, None, 0), 0, [], 1, 0, 1, 0, 1, False)
+    listener = Listener()
+    announcer = Announcer(listener, share, [f"{i}" for i in range(6)], 1, None)  # type: ignore[arg-type]
+    announcer.at(0)
+    announcer.at(2)
+    assert listener.owed, "what was read is said in passing"
+    listener.is_open = False
+    announcer.at(4)
+    assert listener.said[-1]["upcoming"] == ["2", "3", "4", "5"], "by the next connection, without a step in between"
 
 
 @pytest.mark.parametrize("seed", range(60))

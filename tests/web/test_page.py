@@ -438,6 +438,7 @@ def test_a_restart_of_the_coordinator_is_said_and_survived(halfway, open_page):
     # The stage is the same; what is counted began anew, and that is said.
     stage = halfway.status()["stages"][0]
     assert stage["started_at"] < stage["counted_since"]
+    until("what the nodes held by then is found", lambda: halfway.status()["stages"][0]["bytes_found"] > 0)
     page.goto(halfway.url + "#/")
     expect(page.locator("#stages tbody")).to_contain_text(re.compile("since [0-9:]{8}"))
     page.goto(halfway.url + "#/events")

@@ -52,24 +52,8 @@ pub struct Assignment {
     pub priority: u32,
 }
 
-/// A failed fetch or a failed attempt of one.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Failure {
-    /// What kind.
-    pub kind: FailureKind,
-    /// Whom it was read from.
-    pub source: Source,
-    /// The piece, where one is to blame.
-    pub piece: Option<PieceNo>,
-    /// What the manifest says (for `Checksum`).
-    pub expected: Option<Crc64>,
-    /// What arrived (for `Checksum`).
-    pub actual: Option<Crc64>,
-    /// The underlying error, in words.
-    pub detail: String,
-    /// How long ago the source was asked, in microseconds: what it answered is no older. Zero: not asked.
-    pub asked_us: u64,
-}
+/// A failed fetch of this core's sources.
+pub type Failure = millstream_types::Failure<Source>;
 
 /// What the core is told.
 #[derive(Clone, Debug)]

@@ -273,7 +273,7 @@ pub(super) fn writes(parts: &Parts, inputs: &Inputs) -> Crew<Write> {
 
 /// A failure in the core's words.
 pub(crate) fn failure(kind: FailureKind, source: Source, piece: Option<PieceNo>, detail: String) -> Failure {
-    Failure { kind, source, piece, expected: None, actual: None, detail, asked_us: 0 }
+    Failure { piece, ..Failure::new(kind, source, detail) }
 }
 
 fn peer_failure(source: Source, piece: PieceNo, error: &FetchError) -> Failure {

@@ -45,24 +45,8 @@ pub enum Placement {
     Window,
 }
 
-/// A failed fetch, with everything a person needs to know of it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Failure {
-    /// What kind of failure.
-    pub kind: FailureKind,
-    /// Whom it was read from.
-    pub source: Source,
-    /// The piece, where one piece is to blame.
-    pub piece: Option<PieceNo>,
-    /// What the manifest says (for `Checksum`).
-    pub expected: Option<Crc64>,
-    /// What arrived (for `Checksum`).
-    pub actual: Option<Crc64>,
-    /// The underlying error, in words.
-    pub detail: String,
-    /// How long ago the source was asked, in microseconds: what it answered is no older. Zero: not asked.
-    pub asked_us: u64,
-}
+/// A failed fetch of this core's sources.
+pub type Failure = millstream_types::Failure<Source>;
 
 /// A version as the core needs it: geometry and what to check against.
 #[derive(Clone, Debug)]

@@ -147,15 +147,7 @@ mod tests {
     fn who_is_asked_before_it_has_it_denies_nothing() {
         let source = Source::Peer(NodeId(7));
         let flight = Flight { source, source_ready: Some(Time(1_000_000)), ..sample(1) };
-        let failure = |asked_us| Failure {
-            kind: FailureKind::NotHave,
-            source,
-            piece: Some(0),
-            expected: None,
-            actual: None,
-            detail: String::new(),
-            asked_us,
-        };
+        let failure = |asked_us| Failure { asked_us, ..Failure::new(FailureKind::NotHave, source, String::new()) };
         assert!(flight.denied(Time(1_200_000), &failure(100_000)));
         assert!(!flight.denied(Time(1_199_999), &failure(100_000)), "the question came before");
         assert!(!flight.denied(Time(9_000_000), &failure(u64::MAX)), "whatever a node says");

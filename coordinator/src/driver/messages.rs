@@ -224,14 +224,8 @@ impl State {
     fn assignment_failed(&self, node: NodeId, failed: v1::AssignmentFailed) -> Checked<Event> {
         // An assignment that is given back must be taken back, however odd its reason: it hangs otherwise.
         let failure = self.failure(failed.failure.as_ref());
-        let failure = failure.unwrap_or_else(|error| Failure {
-            kind: FailureKind::Cancelled,
-            source: Source::Origin,
-            piece: None,
-            expected: None,
-            actual: None,
-            detail: format!("no usable reason ({error})"),
-            asked_us: 0,
+        let failure = failure.unwrap_or_else(|error| {
+            Failure::new(FailureKind::Cancelled, Source::Origin, format!("no usable reason ({error})"))
         });
         Ok(Event::AssignmentFailed {
             node,

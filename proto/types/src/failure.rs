@@ -1,5 +1,7 @@
 //! What can go wrong with a fetch: one list for agents, coordinator and simulator.
 
+use crate::{Crc64, PieceNo};
+
 /// What went wrong with a fetch. The names of [`FailureKind::as_str`] are what travels and what people see.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum FailureKind {
@@ -67,6 +69,38 @@ impl FailureKind {
     /// From the name; `None` for an unknown one.
     pub fn parse(name: &str) -> Option<FailureKind> {
         FailureKind::ALL.into_iter().find(|k| k.as_str() == name)
+    }
+}
+
+/// A failed fetch, or a failed attempt of one, with everything a person needs to know of it. `S`: how sources are named.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure<S> {
+    /// What kind.
+    pub kind: FailureKind,
+    /// Whom it was read from.
+    pub source: S,
+    /// The piece, where one is to blame.
+    pub piece: Option<PieceNo>,
+    /// What the manifest says (for [`FailureKind::Checksum`]).
+    pub expected: Option<Crc64>,
+    /// What arrived (for [`FailureKind::Checksum`]).
+    pub actual: Option<Crc64>,
+    /// The underlying error, in words.
+    pub detail: String,
+    /// How long ago the source was asked, in microseconds: what it answered is no older. Zero: not asked.
+    pub asked_us: u64,
+}
+
+impl<S> Failure<S> {
+    /// One of which nothing more is known.
+    pub fn new(kind: FailureKind, source: S, detail: String) -> Failure<S> {
+        Failure { kind, source, piece: None, expected: None, actual: None, detail, asked_us: 0 }
+    }
+
+    /// The same, with its source named in another way.
+    pub fn named<T>(self, name: impl FnOnce(S) -> T) -> Failure<T> {
+        let Failure { kind, source, piece, expected, actual, detail, asked_us } = self;
+        Failure { kind, source: name(source), piece, expected, actual, detail, asked_us }
     }
 }
 

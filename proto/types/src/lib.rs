@@ -16,7 +16,7 @@ pub mod size;
 pub mod time;
 
 pub use checksum::{Crc64, PieceCombiner};
-pub use failure::FailureKind;
+pub use failure::{Failure, FailureKind};
 pub use id::{AssignmentId, DatasetId, DatasetName, DatasetRef, Digest, NodeId, StageId, Version};
 pub use key::{KeyError, ShardKey};
 pub use layout::{Layout, PieceNo, PieceRange, ShardNo};

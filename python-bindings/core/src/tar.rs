@@ -79,9 +79,10 @@ pub fn header(block: &[u8; BLOCK], at: u64) -> Result<Header, TarError> {
     if block.iter().all(|&b| b == 0) {
         return Ok(Header::End);
     }
-    let sum: u64 =
-        block.iter().enumerate().map(|(i, &b)| if (148..156).contains(&i) { 32 } else { u64::from(b) }).sum();
-    if number(&block[148..156], at)? != sum {
+    // Its own field counts as blanks.
+    let sum = |bytes: &[u8]| bytes.iter().map(|&b| u32::from(b)).sum::<u32>();
+    let expected = sum(block) - sum(&block[148..156]) + 8 * u32::from(b' ');
+    if number(&block[148..156], at)? != u64::from(expected) {
         return Err(TarError::Checksum { at });
     }
     let len = number(&block[124..136], at)?;

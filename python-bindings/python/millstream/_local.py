@@ -49,7 +49,7 @@ def binary() -> str:
     beside = os.path.join(os.path.dirname(sys.executable), "millstream")
     for candidate in [named] if named else [beside, shutil.which("millstream")]:
         if candidate and os.access(candidate, os.X_OK):
-            return candidate
+            return os.path.abspath(candidate)  # whoever starts it has another working directory
     raise MillstreamError(
         f"{named or 'millstream'}: there is no such program; next: put the millstream binary on PATH, or name it in "
         "MILLSTREAM_BINARY"
@@ -193,8 +193,8 @@ class Keeper:
                 "--socket", socket_of(str(self.directory)),
             )  # fmt: skip
             self._until_in_session()
-        except MillstreamError as error:
-            return f"local agent in {self.directory}: {error}".encode()
+        except (MillstreamError, OSError) as error:
+            return f"local agent in {self.directory}: {error}; next: see {self.directory}/agent.log".encode()
         return b"ready\n"
 
     def _spawn(self, role: str, *arguments: str) -> dict[str, Any]:

@@ -155,17 +155,32 @@ class Wire:
 
     def ask(self, connection: Connection, thing: str, request: Mapping[str, Any]) -> Reply:
         """One question over such a connection, tried once; it is closed when it does not answer."""
+        self.tell(connection, thing, request)
+        return self.answer(connection, thing)
+
+    def tell(self, connection: Connection, thing: str, request: Mapping[str, Any]) -> None:
+        """The same without waiting for the answer, which `answer` takes before anything else is said."""
         try:
-            reply = self._exchange(connection, request, self.timeout)
-        except TimeoutError:
-            raise NotReadyError(f"{thing}: the agent at {self.socket()} gave no answer within {self.timeout:.0f} s") from None
+            connection.send(self._line(request), self.timeout)
         except OSError as error:
-            if isinstance(error, MillstreamError):
-                raise
-            raise self._unreachable(thing, f"the connection broke: {error}") from None
+            raise self._named(thing, error) from None
+
+    def answer(self, connection: Connection, thing: str) -> Reply:
+        """What the agent says to what it was told."""
+        try:
+            reply = self._parse(connection.receive(self.timeout))
+        except OSError as error:
+            raise self._named(thing, error) from None
         if reply.get("ok") is not True:
             raise from_reply(thing, reply)
         return reply
+
+    def _named(self, thing: str, error: OSError) -> Exception:
+        if isinstance(error, MillstreamError):
+            return error
+        if isinstance(error, TimeoutError):
+            return NotReadyError(f"{thing}: the agent at {self.socket()} gave no answer within {self.timeout:.0f} s")
+        return self._unreachable(thing, f"the connection broke: {error}")
 
     def close(self) -> None:
         """Closes this thread's connection, and ends the use of a local agent."""
@@ -272,10 +287,12 @@ class Wire:
         self._met = reply
 
     def _exchange(self, connection: Connection, request: Mapping[str, Any], timeout: float) -> Reply:
+        return self._parse(connection.exchange(self._line(request), timeout))
+
+    def _line(self, request: Mapping[str, Any]) -> bytes:
         import json
 
-        line = json.dumps({k: v for k, v in request.items() if v is not None}, ensure_ascii=False).encode()
-        return self._parse(connection.exchange(line, timeout))
+        return json.dumps({k: v for k, v in request.items() if v is not None}, ensure_ascii=False).encode()
 
     def _parse(self, line: bytes) -> Reply:
         import json

@@ -369,6 +369,7 @@ class Announcer:
         self._dataset, self._share, self._keys, self._lanes = dataset, share, keys, lanes
         self._horizon = AHEAD_MAX if prefetch is None else lanes + prefetch
         self._connection: Connection | None = None
+        self._owed = False
         # Announced and not yet read through: shards with their number in the order of first use.
         self._left: dict[int, int] = {}
         self._announced = 0
@@ -379,9 +380,13 @@ class Announcer:
             wire = self._dataset._wire
             if "reader" not in wire.features():
                 return
+            try:
+                self._settle()
+            except AgentUnavailableError:
+                pass  # it went away since: the next one is told everything
             if self._connection is None or not self._connection.is_open:
                 # A new connection is a new reader, also for an agent that was restarted.
-                self._connection, self._left, self._announced = wire.connection(), {}, 0
+                self._connection, self._left, self._announced, self._owed = wire.connection(), {}, 0, False
             self._tell(position)
         except NoSpaceError:
             raise  # it would wait for ever
@@ -420,7 +425,16 @@ class Announcer:
             request |= {"upcoming": upcoming, "append": True}
         if "reader-open" in self._dataset._wire.features():
             request["open"] = open_now
-        self._dataset._wire.ask(self._connection, ref, request)
+        self._dataset._wire.tell(self._connection, ref, request)
+        self._owed = True
+        if upcoming:
+            self._settle()  # there may be no room for it; what was read is said in passing
+
+    def _settle(self) -> None:
+        """Takes the answer to what was said last."""
+        if self._owed and self._connection is not None:
+            self._owed = False
+            self._dataset._wire.answer(self._connection, self._dataset.ref)
 
     def close(self) -> None:
         """The reader is done."""

@@ -173,8 +173,7 @@ impl World {
         } else {
             let missing = RunSet::from_range(flight.pieces.clone());
             self.drop_flight(n, id);
-            let detail = "all sources failed".to_owned();
-            let failure = Failure { kind, source, piece: None, expected: None, actual: None, detail, asked_us: 0 };
+            let failure = Failure::new(kind, source, "all sources failed".to_owned());
             self.say(Word::AssignmentFailed { node: NodeId(n), assignment: id, missing, failure });
             return;
         }

@@ -208,10 +208,10 @@ impl World {
                 Word::AssignmentDone { node, assignment, bytes, elapsed_us, source: from_source(source) }
             }
             agent::Report::Failed { assignment, missing, failure, .. } => {
-                Word::AssignmentFailed { node, assignment, missing, failure: from_failure(failure) }
+                Word::AssignmentFailed { node, assignment, missing, failure: failure.named(from_source) }
             }
             agent::Report::SourceFailed { dataset, failure } => {
-                Word::SourceFailed { node, dataset, failure: from_failure(failure) }
+                Word::SourceFailed { node, dataset, failure: failure.named(from_source) }
             }
             agent::Report::Sealed { dataset, shard } => {
                 Word::ShardsSealed { node, dataset, shards: RunSet::from_range(shard..shard + 1) }
@@ -245,17 +245,5 @@ fn from_source(source: agent::Source) -> coord::Source {
     match source {
         agent::Source::Origin => coord::Source::Origin,
         agent::Source::Peer(peer) => coord::Source::Peer(NodeId(peer.0)),
-    }
-}
-
-fn from_failure(f: agent::Failure) -> coord::Failure {
-    coord::Failure {
-        kind: f.kind,
-        source: from_source(f.source),
-        piece: f.piece,
-        expected: f.expected,
-        actual: f.actual,
-        detail: f.detail,
-        asked_us: f.asked_us,
     }
 }

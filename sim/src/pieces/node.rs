@@ -325,15 +325,7 @@ impl World {
         };
         live.over = true;
         let (source, epoch) = (live.source, node.epoch);
-        let failure = Failure {
-            kind,
-            source,
-            piece: Some(live.pieces.start),
-            expected: None,
-            actual: None,
-            detail: String::new(),
-            asked_us: 0,
-        };
+        let failure = Failure { piece: Some(live.pieces.start), ..Failure::new(kind, source, String::new()) };
         self.clock.after(us, Event::FetchEnded { node: n, epoch, fetch, failure: Some(failure) });
     }
 

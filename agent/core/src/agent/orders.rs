@@ -318,13 +318,5 @@ impl AgentCore {
 
 /// A failure that is nobody's fault.
 pub(super) fn cancelled(source: Source, why: &str) -> Failure {
-    Failure {
-        kind: FailureKind::Cancelled,
-        source,
-        piece: None,
-        expected: None,
-        actual: None,
-        detail: why.to_owned(),
-        asked_us: 0,
-    }
+    Failure::new(FailureKind::Cancelled, source, why.to_owned())
 }

@@ -64,7 +64,7 @@ fn peer(n: u32) -> Source {
 }
 
 fn failure(kind: FailureKind, source: Source) -> Failure {
-    Failure { kind, source, piece: None, expected: None, actual: None, detail: String::new(), asked_us: 0 }
+    Failure::new(kind, source, String::new())
 }
 
 /// A core and what it ordered so far and was not looked at.

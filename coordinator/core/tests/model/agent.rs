@@ -53,15 +53,7 @@ impl World {
             }
         }
         if !stalled.is_empty() {
-            let failure = Failure {
-                kind: FailureKind::Unreachable,
-                source: Source::Peer(NodeId(dead)),
-                piece: None,
-                expected: None,
-                actual: None,
-                detail: "model".into(),
-                asked_us: 0,
-            };
+            let failure = Failure::new(FailureKind::Unreachable, Source::Peer(NodeId(dead)), "model".into());
             self.later_core(Event::SourceFailed { node: NodeId(other), dataset: DS, failure });
         }
         for id in failed {
@@ -77,8 +69,7 @@ impl World {
         };
         let order = n.orders.remove(at);
         let missing = RunSet::from_runs(n.have.gaps(order.assignment.pieces.clone()));
-        let failure =
-            Failure { kind, source, piece: None, expected: None, actual: None, detail: "model".into(), asked_us: 0 };
+        let failure = Failure::new(kind, source, "model".into());
         self.later_core(Event::AssignmentFailed { node: NodeId(node), assignment: id, missing, failure });
     }
 
