@@ -173,7 +173,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=pathlib.Path, required=True)
     parser.add_argument("--samples", type=int, default=20_000, help="small samples (8 KiB), in 10 shards")
-    parser.add_argument("--large", type=int, default=400, help="large samples (1 MiB), in 4 shards")
+    parser.add_argument("--large", type=int, default=1600, help="large samples (1 MiB), in 4 shards")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="ms-") as scratch:
         home = pathlib.Path(scratch)
