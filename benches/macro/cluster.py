@@ -9,11 +9,9 @@ and B as iperf3 measures them on the same links in the same run. Origin egress i
     sudo benches/macro/cluster.py --only 4@400 --factors 1 --repeats 3
 """
 
-import argparse
 import hashlib
 import json
 import pathlib
-import signal
 import sys
 import time
 
@@ -188,19 +186,15 @@ def arrangement(program, nodes, rate_mbit, factor, options):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = rig.arguments(__doc__, "cluster", repeats=5)
     parser.add_argument("--only", default=ARRANGEMENTS, help="NODES@MBIT, with commas between several")
     parser.add_argument("--factors", default="1,4", help="origin rate as a multiple of a link's rate")
-    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--size-mib", type=int, default=256)
     parser.add_argument("--shards", type=int, default=4)
-    parser.add_argument("--binary", help="default: target/release/millstream, or $MILLSTREAM_BIN")
-    parser.add_argument("--out", default=rig.REPOSITORY / "benches" / "results" / "cluster.json")
     options = parser.parse_args()
     rig.private_mounts()
     rig.need("iperf3", "ss", "mount")
     program = rig.binary(options.binary)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     results = []
     for text in options.only.split(","):
         nodes, rate = (int(part) for part in text.split("@"))
@@ -210,10 +204,4 @@ def main():
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except rig.RigError as failure:
-        print(f"error: {failure}", file=sys.stderr)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    rig.run_bench(main)

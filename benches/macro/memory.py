@@ -5,10 +5,8 @@ Three agents on loopback fetch from the project's S3 server and from each other,
 small ones. The kernel keeps the peak (VmHWM); nothing is sampled.
 """
 
-import argparse
 import json
 import pathlib
-import signal
 import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
@@ -64,17 +62,13 @@ def arrangement(program, work, nodes, buffers_mib, shards, shard_bytes):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = rig.arguments(__doc__, "memory")
     parser.add_argument("--nodes", type=int, default=3)
     parser.add_argument("--buffers-mib", type=int, default=64)
     parser.add_argument("--dir", help="where the nodes keep their data; default: target/bench")
-    parser.add_argument("--binary", help="default: target/release/millstream, or $MILLSTREAM_BIN")
-    parser.add_argument("--out", default=rig.REPOSITORY / "benches" / "results" / "memory.json")
     options = parser.parse_args()
     program = rig.binary(options.binary)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    parent = pathlib.Path(options.dir or rig.REPOSITORY / "target" / "bench")
-    parent.mkdir(parents=True, exist_ok=True)
+    parent = rig.disk(options.dir)
     results = {}
     for name, (shards, shard_bytes) in ARRANGEMENTS.items():
         scratch = rig.Scratch(parent=parent)
@@ -96,10 +90,4 @@ def main():
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except rig.RigError as failure:
-        print(f"error: {failure}", file=sys.stderr)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    rig.run_bench(main)

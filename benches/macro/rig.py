@@ -4,6 +4,7 @@ Nothing here outlives the benchmark: every process dies with it (PR_SET_PDEATHSI
 the process that holds them, and mounts are made in a private mount namespace.
 """
 
+import argparse
 import ctypes
 import json
 import os
@@ -122,6 +123,34 @@ def write_result(path, document):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(document, indent=2) + "\n")
     print(json.dumps(document), flush=True)
+
+
+def arguments(description, bench, repeats=None):
+    """A parser with what every bench takes; `repeats`: how many runs each figure is the median of."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--binary", help="default: target/release/millstream, or $MILLSTREAM_BIN")
+    parser.add_argument("--out", default=REPOSITORY / "benches" / "results" / f"{bench}.json")
+    if repeats is not None:
+        parser.add_argument("--repeats", type=int, default=repeats)
+    return parser
+
+
+def disk(directory):
+    """Where data on a real disk goes: the directory that was given, or one below the target directory."""
+    parent = pathlib.Path(directory or REPOSITORY / "target" / "bench")
+    parent.mkdir(parents=True, exist_ok=True)
+    return parent
+
+
+def run_bench(main):
+    """Runs it so that what it made is undone, whatever ends it; failures are said in a line."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        main()
+    except RigError as failure:
+        sys.exit(f"error: {failure}")
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 class Host:

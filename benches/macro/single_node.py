@@ -5,13 +5,11 @@ Both write into the same directory on the same disk, in turn. s5cmd checks nothi
 given as it is, and with a sync of the file system after it, which is what Millstream's files have had.
 """
 
-import argparse
 import json
 import os
 import pathlib
 import resource
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -87,18 +85,13 @@ def with_millstream(program, environment, work, target, total):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = rig.arguments(__doc__, "single_node", repeats=5)
     parser.add_argument("--size-mib", type=int, default=1024)
     parser.add_argument("--shards", type=int, default=16)
-    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--dir", help="on the disk to be measured; default: target/bench")
-    parser.add_argument("--binary", help="default: target/release/millstream, or $MILLSTREAM_BIN")
-    parser.add_argument("--out", default=rig.REPOSITORY / "benches" / "results" / "single_node.json")
     options = parser.parse_args()
     program, s5cmd = rig.binary(options.binary), s5cmd_program()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    parent = pathlib.Path(options.dir or rig.REPOSITORY / "target" / "bench")
-    parent.mkdir(parents=True, exist_ok=True)
+    parent = rig.disk(options.dir)
     scratch = rig.Scratch(parent=parent)
     shard_bytes = (options.size_mib << 20) // options.shards
     total, gib = shard_bytes * options.shards, shard_bytes * options.shards / (1 << 30)
@@ -144,10 +137,4 @@ def main():
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except rig.RigError as failure:
-        print(f"error: {failure}", file=sys.stderr)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    rig.run_bench(main)

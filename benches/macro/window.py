@@ -17,12 +17,10 @@ carried at the beginning, when no node has anything.
     sudo benches/macro/window.py --python target/test-python/full/bin/python --repeats 3
 """
 
-import argparse
 import io
 import json
 import os
 import pathlib
-import signal
 import subprocess
 import sys
 import tarfile
@@ -223,7 +221,7 @@ class Cluster:
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = rig.arguments(__doc__, "window", repeats=3)
     parser.add_argument("--nodes", type=int, default=4)
     parser.add_argument("--link-mbit", type=int, default=400)
     parser.add_argument("--origin-factor", type=float, default=1.0, help="origin rate as a multiple of a link's rate")
@@ -231,17 +229,13 @@ def main():
     parser.add_argument("--cache", type=float, default=0.3, help="a node's quota, as a part of the data")
     parser.add_argument("--size-mib", type=int, default=256)
     parser.add_argument("--shards", type=int, default=64)
-    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--modes", default=",".join(MODES))
-    parser.add_argument("--binary", help="default: target/release/millstream, or $MILLSTREAM_BIN")
     parser.add_argument("--python", default=sys.executable, help="a Python that has the package millstream")
-    parser.add_argument("--out", default=rig.REPOSITORY / "benches" / "results" / "window.json")
     options = parser.parse_args()
     rig.private_mounts()
     rig.need("mount")
     program = rig.binary(options.binary)
     options.python = str(pathlib.Path(options.python).absolute())
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     cluster = Cluster(program, options)
     runs = []
     try:
@@ -260,10 +254,4 @@ def main():
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except rig.RigError as failure:
-        print(f"error: {failure}", file=sys.stderr)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    rig.run_bench(main)
