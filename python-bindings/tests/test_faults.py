@@ -14,6 +14,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -270,6 +271,23 @@ def test_a_dataset_that_does_not_fit_is_refused(own_cluster: Callable[..., Clust
         ds.stage()
         ds.wait(timeout=DEADLINE)
     assert isinstance(caught.value, OSError) and caught.value.code == 7
+
+
+def test_readers_that_do_not_fit_beside_each_other_take_turns(own_cluster: Callable[..., Cluster]) -> None:
+    """Each reads three shards at a time, and there is room for four: neither holds what the other one lacks."""
+    files = {name: content + bytes((250 << 10) - len(content)) for name, content in number_shards(12, 4).items()}
+    cluster = own_cluster(1, "--capacity", "1MiB")
+    ds = cluster.add("turns", files)
+    ds.stage(placement="window").wait(timeout=DEADLINE)
+
+    def read(first: int) -> list[str]:
+        keys = [f"train-{shard:03d}.tar" for shard in range(first, 12, 2)]
+        return list(ShardStream(ds, shards=keys, samples=4, lanes=3, transform=lambda s: s["txt"].decode(), timeout=DEADLINE))
+
+    with ThreadPoolExecutor(2) as both:
+        found = list(both.map(read, (0, 1)))
+    for first in (0, 1):
+        assert sorted(found[first]) == sorted(f"{s}:{i}" for s in range(first, 12, 2) for i in range(4))
 
 
 @pytest.mark.parametrize("where", ["main", "thread"])

@@ -80,18 +80,31 @@ impl Window {
         self.rooms.keys().copied().collect()
     }
 
+    /// The readers of a node that can all have at a time what they read at a time, the oldest first. One for which there
+    /// is no room beside those before it waits for them: else each would hold what the other one lacks.
+    fn seated(&self, ds: &Dataset, node: NodeId) -> Vec<&Reader> {
+        let room = self.rooms.get(&node).copied().unwrap_or(0);
+        let (mut seated, mut taken, mut bytes) = (Vec::new(), BTreeSet::new(), 0);
+        for (_, reader) in self.readers.range((node, 0)..=(node, u64::MAX)) {
+            let more: Vec<Group> = reader.open_groups().filter(|g| !taken.contains(g)).collect();
+            let all = bytes + more.iter().map(|&g| ds.group_bytes(g)).sum::<u64>();
+            if all <= room || seated.is_empty() {
+                seated.push(reader);
+                taken.extend(more);
+                bytes = all;
+            }
+        }
+        seated
+    }
+
     /// What the readers of a node need, soonest first: each reader's next, each reader's second, and so on.
-    fn sequence(&self, node: NodeId) -> Vec<Group> {
-        let mut heads: Vec<_> = self
-            .readers
-            .range((node, 0)..=(node, u64::MAX))
-            .map(|(_, r)| r.order.iter().filter(|g| r.left.contains_key(g)))
-            .collect();
+    fn sequence(&self, ds: &Dataset, node: NodeId) -> Vec<Group> {
+        let mut heads: Vec<_> = self.seated(ds, node).into_iter().map(Reader::ahead).collect();
         let (mut out, mut seen) = (Vec::new(), Bits::default());
         while out.len() < AHEAD_GROUPS_MAX {
             let mut any = false;
             for head in &mut heads {
-                if let Some(&group) = head.next() {
+                if let Some(group) = head.next() {
                     any = true;
                     if seen.set(group) {
                         out.push(group);
@@ -106,12 +119,8 @@ impl Window {
     }
 
     /// What the readers of a node are reading now: the first of their orders.
-    pub(crate) fn in_use(&self, node: NodeId) -> BTreeSet<Group> {
-        let readers = self.readers.range((node, 0)..=(node, u64::MAX)).map(|(_, r)| r);
-        readers
-            .flat_map(|r| r.order.iter().filter(|g| r.left.contains_key(g)).take(r.open.max(1) as usize))
-            .copied()
-            .collect()
+    pub(crate) fn in_use(&self, ds: &Dataset, node: NodeId) -> BTreeSet<Group> {
+        self.seated(ds, node).into_iter().flat_map(Reader::open_groups).collect()
     }
 
     /// Does a reader on the node still need it?
@@ -130,7 +139,7 @@ impl Window {
     fn distances(&self) -> BTreeMap<Group, usize> {
         let mut out = BTreeMap::new();
         for reader in self.readers.values() {
-            for (at, &group) in reader.order.iter().filter(|g| reader.left.contains_key(g)).enumerate() {
+            for (at, group) in reader.ahead().enumerate() {
                 let nearest = out.entry(group).or_insert(at);
                 *nearest = at.min(*nearest);
             }
@@ -235,6 +244,16 @@ impl Core {
 }
 
 impl Reader {
+    /// What it has not read, in its order.
+    fn ahead(&self) -> impl Iterator<Item = Group> + '_ {
+        self.order.iter().copied().filter(|g| self.left.contains_key(g))
+    }
+
+    /// What it reads now.
+    fn open_groups(&self) -> impl Iterator<Item = Group> + '_ {
+        self.ahead().take(self.open.max(1) as usize)
+    }
+
     fn finish(&mut self, ds: &Dataset, shard: ShardNo, need: &mut [u32]) {
         if shard >= ds.layout.shards() || !self.upcoming.contains(shard) {
             return;
@@ -289,7 +308,7 @@ impl Dataset {
         let Some(replica) = self.replica(node) else {
             return Vec::new();
         };
-        let soon = self.window.as_ref().map(|w| w.sequence(node)).unwrap_or_default();
+        let soon = self.window.as_ref().map(|w| w.sequence(self, node)).unwrap_or_default();
         let soon = soon.into_iter().map(|g| self.group_shards(g)).filter(|s| replica.demanded.contains(s.start));
         soon.chain(replica.demanded.runs().iter().cloned()).collect()
     }

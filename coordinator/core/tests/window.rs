@@ -4,6 +4,7 @@
 
 mod model;
 
+use millstream_coordinator_core::ReaderReport;
 use millstream_coordinator_core::event::{Event, Placement};
 use millstream_types::{NodeId, RunSet, Time};
 use model::{DS, Loader, STAGE, Setup, World};
@@ -220,6 +221,32 @@ fn readers_that_ask_in_bursts_make_no_node_slow() {
         world.pass(10_000);
     }
     assert_eq!(world.core.counters().overdue, 0, "nothing was late");
+}
+
+/// Two readers on one node of which each fits, but not both: one after the other, and not each with half of it.
+#[test]
+fn readers_that_do_not_fit_beside_each_other_take_turns() {
+    let mut setup = Setup::new(1, 400, 1.0);
+    setup.shards = vec![4 << 20; 12];
+    setup.placement = Placement::Window;
+    let mut world = World::new(setup);
+    world.join_all();
+    world.request_all();
+    let say = |world: &mut World, reader, upcoming: &[u32], finished: &[u32]| {
+        let (upcoming, finished) = (upcoming.to_vec(), finished.to_vec());
+        let report =
+            ReaderReport { reader, upcoming, finished, room_bytes: 5 * (4 << 20), open: 3, ..ReaderReport::default() };
+        world.tell_core(Event::ReaderMoved { node: NodeId(0), dataset: DS, report });
+        world.pass(1_000_000);
+        (0..12).filter(|&s| world.have(0).contains_range(world.layout.shard_pieces(s))).collect::<Vec<u32>>()
+    };
+    assert_eq!(say(&mut world, 1, &[0, 1, 2, 3], &[])[..3], [0, 1, 2]);
+    let both = say(&mut world, 2, &[8, 9, 10], &[]);
+    assert!(both.iter().all(|&s| s < 8), "the second one would hold what the first one needs next: {both:?}");
+    let next = say(&mut world, 1, &[4, 5], &[0, 1, 2]);
+    assert!([3, 4, 5].iter().all(|s| next.contains(s)), "{next:?}");
+    let last = say(&mut world, 1, &[], &[3, 4, 5]);
+    assert!([8, 9, 10].iter().all(|s| last.contains(s)), "{last:?}");
 }
 
 /// All that is on a node may be the last copy of what it needs later: what it reads now comes nevertheless.

@@ -98,7 +98,7 @@ impl Core {
             let pieces = ds.layout.shard_pieces(run.start).start..ds.layout.shard_pieces(run.end - 1).end;
             open.extend(ds.extents_in(pieces).into_iter().filter(|&e| replica.todo.get(e)));
         }
-        let reading = ds.window.as_ref().map(|w| w.in_use(node));
+        let reading = ds.window.as_ref().map(|w| w.in_use(ds, node));
         open.into_iter().any(|e| {
             let ahead = reading.as_ref().is_some_and(|now| ds.is_ahead(node, e, now));
             self.bring(ds, now, e, node, ahead)

@@ -74,7 +74,7 @@ impl Core {
 
     fn plan_moves(&self, ds: &Dataset, now: Time, window: &Window, node: NodeId) -> Moves {
         let mut shelf = self.shelf(ds, now, window, node);
-        let sequence = window.sequence(node);
+        let sequence = window.sequence(ds, node);
         let mut moves = Moves::default();
         let reading: u64 = shelf.in_use.iter().map(|&g| ds.group_bytes(g)).sum();
         let most = (shelf.budget / AHEAD_PART).max(reading.min(shelf.budget.saturating_sub(reading) / 2));
@@ -215,7 +215,7 @@ impl Core {
     }
 
     fn shelf(&self, ds: &Dataset, now: Time, window: &Window, node: NodeId) -> Shelf {
-        let (budget, in_use) = (window.rooms.get(&node).copied().unwrap_or(0), window.in_use(node));
+        let (budget, in_use) = (window.rooms.get(&node).copied().unwrap_or(0), window.in_use(ds, node));
         let mut shelf = Shelf { budget, in_use, ..Shelf::default() };
         let served = self.served_by(ds, node);
         for group in 0..ds.groups.len() as Group {
@@ -350,7 +350,7 @@ impl Core {
 }
 
 impl Dataset {
-    fn group_bytes(&self, group: Group) -> u64 {
+    pub(super) fn group_bytes(&self, group: Group) -> u64 {
         self.layout.range_bytes(self.group_pieces(group))
     }
 
