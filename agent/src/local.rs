@@ -1,13 +1,13 @@
 //! What this node has, as trainers and the CLI may see it: versions, which shards are visible, why not the others.
 //!
-//! Written by the driver only; read by the Unix socket and the HTTP port.
+//! Written by the driver (but for what readers announce); read by the Unix socket and the HTTP port.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use millstream_types::id::DatasetSelector;
-use millstream_types::{DatasetId, DatasetRef, Manifest, RunSet};
+use millstream_types::{DatasetId, DatasetRef, Manifest, RunSet, ShardNo};
 use tokio::sync::watch;
 
 /// How far a version is here.
@@ -34,6 +34,39 @@ pub struct LocalVersion {
     pub dataset: DatasetId,
     /// Changes as shards become visible.
     pub progress: watch::Sender<Progress>,
+    /// What readers here announced and have not read: it comes within their room. Written by the Unix socket.
+    pub announced: Announced,
+}
+
+/// Shards by reader.
+#[derive(Debug, Default)]
+pub struct Announced(Mutex<BTreeMap<u64, RunSet>>);
+
+impl Announced {
+    fn readers(&self) -> MutexGuard<'_, BTreeMap<u64, RunSet>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A reader will read these, too (or instead), and has read those.
+    pub fn moved(&self, reader: u64, restart: bool, upcoming: &[ShardNo], finished: &RunSet) {
+        let mut readers = self.readers();
+        let left = readers.entry(reader).or_default();
+        if restart {
+            *left = RunSet::new();
+        }
+        upcoming.iter().for_each(|&shard| left.insert(shard));
+        left.remove_all(finished);
+    }
+
+    /// The reader has ended.
+    pub fn gone(&self, reader: u64) {
+        self.readers().remove(&reader);
+    }
+
+    /// Does a reader wait for the shard, or will it?
+    pub fn contains(&self, shard: ShardNo) -> bool {
+        self.readers().values().any(|left| left.contains(shard))
+    }
 }
 
 impl LocalVersion {

@@ -279,6 +279,8 @@ def test_readers_that_do_not_fit_beside_each_other_take_turns(own_cluster: Calla
     cluster = own_cluster(1, "--capacity", "1MiB")
     ds = cluster.add("turns", files)
     ds.stage(placement="window").wait(timeout=DEADLINE)
+    # What is announced before the node has opened the version is not known to it.
+    until("the version is open there", lambda: "turns@v1" in str(cluster.client().status()["datasets"]))
 
     def read(first: int) -> list[str]:
         keys = [f"train-{shard:03d}.tar" for shard in range(first, 12, 2)]

@@ -72,6 +72,7 @@ impl Driver {
             manifest: manifest.clone(),
             dataset,
             progress: watch::Sender::new(progress),
+            announced: Default::default(),
         });
         self.parts.local.insert(local.clone());
         self.versions

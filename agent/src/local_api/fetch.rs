@@ -80,6 +80,11 @@ pub(super) async fn fetch(
     }
 }
 
+fn announced(api: &LocalApi, selector: &DatasetSelector, key: &str) -> bool {
+    let version = api.local.find(selector);
+    version.is_some_and(|v| v.manifest.find(key).is_some_and(|(shard, _)| v.announced.contains(shard)))
+}
+
 /// Asks the coordinator, and makes room for what it will send.
 async fn want(api: &LocalApi, selector: &DatasetSelector, key: &str, again: bool) -> Result<String, Refusal> {
     let channel = api.link.channel().ok_or_else(|| refusal(6, "no coordinator is reachable"))?;
@@ -89,6 +94,7 @@ async fn want(api: &LocalApi, selector: &DatasetSelector, key: &str, again: bool
         keys: vec![key.to_owned()],
         free_bytes: api.store.free_bytes(),
         again,
+        announced: announced(api, selector, key),
     };
     let asked = AgentServiceClient::new(channel).want(request).await;
     let reply = asked.map_err(|status| from_status(&status))?.into_inner();

@@ -3,6 +3,7 @@
 //! A reader is a connection and a name that the client chooses; it ends with the connection.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use millstream_types::size::format_size;
@@ -41,7 +42,7 @@ static NEXT: AtomicU64 = AtomicU64::new(0);
 
 /// The readers of one connection. Those who drop it end them.
 pub(super) struct Readers {
-    known: BTreeMap<(Digest, String), u64>,
+    known: BTreeMap<(Digest, String), (u64, Arc<LocalVersion>)>,
     inputs: Inputs,
 }
 
@@ -53,7 +54,8 @@ impl Readers {
 
 impl Drop for Readers {
     fn drop(&mut self) {
-        for ((digest, _), reader) in std::mem::take(&mut self.known) {
+        for ((digest, _), (reader, version)) in std::mem::take(&mut self.known) {
+            version.announced.gone(reader);
             let gone = Input::Ask(Ask::ReaderGone { digest, reader });
             // A driver that is behind is told by a task: a reader must not be forgotten.
             if let Err(tokio::sync::mpsc::error::TrySendError::Full(gone)) = self.inputs.try_send(gone) {
@@ -79,7 +81,9 @@ pub(super) async fn announce(api: &LocalApi, said: Announcement, by: &str, reade
         fits_at_a_time(&version, &upcoming, open, api.store.usage().capacity_bytes)?;
     }
     let finished: RunSet = shards(&version, &said.finished)?.into_iter().collect();
-    let reader = *readers.known.entry(key).or_insert_with(|| NEXT.fetch_add(1, Ordering::Relaxed));
+    let new = || (NEXT.fetch_add(1, Ordering::Relaxed), version.clone());
+    let reader = readers.known.entry(key).or_insert_with(new).0;
+    version.announced.moved(reader, restart, &upcoming, &finished);
     let announced = upcoming.len();
     let moved = ReaderMove { digest, reader, by: by.to_owned(), restart, upcoming, finished, open };
     let sent = api.inputs.send(Input::Ask(Ask::Reader(moved))).await;

@@ -46,6 +46,10 @@ impl State {
                 next: format!("see `millstream status {name}`; stage it there again once that is mended"),
             });
         }
+        if request.announced && !request.again && demand.bytes_more > 0 {
+            // The question overtook what the node's session says of its readers: it will come within their room.
+            return Ok(v1::WantReply { dataset: name, wanted_bytes: demand.bytes_wanted - demand.bytes_more });
+        }
         if demand.bytes_more > request.free_bytes {
             return Err(RequestError::NoRoom {
                 what: format!("{:?} of {name}", request.keys.first().map_or("", String::as_str)),
