@@ -80,6 +80,7 @@ pub(super) async fn fetch(
     }
 }
 
+/// Did a reader here say that it will read the shard?
 fn announced(api: &LocalApi, selector: &DatasetSelector, key: &str) -> bool {
     let version = api.local.find(selector);
     version.is_some_and(|v| v.manifest.find(key).is_some_and(|(shard, _)| v.announced.contains(shard)))

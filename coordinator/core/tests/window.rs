@@ -113,23 +113,33 @@ fn a_cache_that_is_too_small_still_ends() {
     assert!(epoch.origin <= 4.0, "{:.3}", epoch.origin);
 }
 
-/// Four nodes of which each holds so many of 64 shards, and reads so many at a time.
-fn small_world(orders: impl Fn(usize) -> Vec<u32>, lanes: usize, bytes_per_s: f64, room: u64) -> World {
+/// Four nodes and an origin with links of 400 Mbit/s.
+fn small_links(shards: usize) -> World {
     let mut setup = Setup::new(NODES, 400, 1.0);
-    setup.shards = vec![4 << 20; 64];
+    setup.shards = vec![4 << 20; shards];
     setup.placement = Placement::Window;
     (setup.origin, setup.link) = (5e7, 5e7);
     let mut world = World::new(setup);
     world.join_all();
     world.request_all();
-    for node in 0..NODES {
-        let order = orders(node as usize);
-        world.load(node, Loader { order, lanes, bytes_per_s, room: room * (4 << 20), ..Loader::default() });
-    }
+    world
+}
+
+fn read_all(world: &mut World) {
     while !world.all_read() {
         assert!(world.now < LIMIT, "stuck: {}", world.describe());
         world.pass(10_000);
     }
+}
+
+/// Four nodes of which each holds so many of 64 shards, and reads so many at a time.
+fn small_world(orders: impl Fn(usize) -> Vec<u32>, lanes: usize, bytes_per_s: f64, room: u64) -> World {
+    let mut world = small_links(64);
+    for node in 0..NODES {
+        let order = orders(node as usize);
+        world.load(node, Loader { order, lanes, bytes_per_s, room: room * (4 << 20), ..Loader::default() });
+    }
+    read_all(&mut world);
     world
 }
 
@@ -205,21 +215,12 @@ fn readers_that_begin_together_get_their_first_shards_in_the_time_of_one() {
 /// What nobody asked for could not come: a first node whose readers ask in bursts is not slow.
 #[test]
 fn readers_that_ask_in_bursts_make_no_node_slow() {
-    let mut setup = Setup::new(NODES, 400, 1.0);
-    setup.shards = vec![4 << 20; 400];
-    setup.placement = Placement::Window;
-    (setup.origin, setup.link) = (5e7, 5e7);
-    let mut world = World::new(setup);
-    world.join_all();
-    world.request_all();
+    let mut world = small_links(400);
     for node in 0..NODES {
         let order = (0..400).collect();
         world.load(node, Loader { order, lanes: 5, bytes_per_s: 3.8e7, room: 19 * (4 << 20), ..Loader::default() });
     }
-    while !world.all_read() {
-        assert!(world.now < LIMIT, "stuck: {}", world.describe());
-        world.pass(10_000);
-    }
+    read_all(&mut world);
     assert_eq!(world.core.counters().overdue, 0, "nothing was late");
 }
 
@@ -323,10 +324,7 @@ fn readers_that_end_hold_nothing_back() {
     world.readers.clear();
     let order = shuffled(2);
     world.load(1, loader(order, 0.1));
-    while !world.all_read() {
-        assert!(world.now < LIMIT, "stuck: {}", world.describe());
-        world.pass(10_000);
-    }
+    read_all(&mut world);
     assert!(world.origin_ratio() <= 1.05);
     let stage = world.core.stage(STAGE, world.now).expect("the stage");
     assert_eq!(stage.state, "done");
