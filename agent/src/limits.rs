@@ -44,6 +44,8 @@ pub const FETCH_TIMEOUT: Duration = Duration::from_secs(60);
 pub const FETCH_TIMEOUT_MAX: Duration = Duration::from_secs(3600);
 /// A shard that has not come is asked for again after this time: the coordinator may have been restarted.
 pub const FETCH_ASK_AGAIN: Duration = Duration::from_secs(2);
+/// How long a reader's first word waits for its version to be opened here; less than a client waits for the answer.
+pub const OPEN_TIMEOUT: Duration = Duration::from_secs(5);
 /// Readers that one connection may announce: a loader process has one, or one per data set that it mixes.
 pub const READERS_PER_CLIENT_MAX: usize = 64;
 /// Longest request line on the Unix socket.

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use millstream_types::id::DatasetSelector;
-use millstream_types::{DatasetId, DatasetRef, Manifest, RunSet, ShardNo};
+use millstream_types::{DatasetId, DatasetRef, Digest, Manifest, RunSet, ShardNo};
 use tokio::sync::watch;
 
 /// How far a version is here.
@@ -34,23 +34,21 @@ pub struct LocalVersion {
     pub dataset: DatasetId,
     /// Changes as shards become visible.
     pub progress: watch::Sender<Progress>,
-    /// What readers here announced and have not read: it comes within their room. Written by the Unix socket.
-    pub announced: Announced,
 }
 
-/// Shards by reader.
+/// Shards by version and reader.
 #[derive(Debug, Default)]
-pub struct Announced(Mutex<BTreeMap<u64, RunSet>>);
+pub struct Announced(Mutex<BTreeMap<(Digest, u64), RunSet>>);
 
 impl Announced {
-    fn readers(&self) -> MutexGuard<'_, BTreeMap<u64, RunSet>> {
+    fn readers(&self) -> MutexGuard<'_, BTreeMap<(Digest, u64), RunSet>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A reader will read these, too (or instead), and has read those.
-    pub fn moved(&self, reader: u64, restart: bool, upcoming: &[ShardNo], finished: &RunSet) {
+    pub fn moved(&self, digest: Digest, reader: u64, restart: bool, upcoming: &[ShardNo], finished: &RunSet) {
         let mut readers = self.readers();
-        let left = readers.entry(reader).or_default();
+        let left = readers.entry((digest, reader)).or_default();
         if restart {
             *left = RunSet::new();
         }
@@ -59,13 +57,13 @@ impl Announced {
     }
 
     /// The reader has ended.
-    pub fn gone(&self, reader: u64) {
-        self.readers().remove(&reader);
+    pub fn gone(&self, digest: Digest, reader: u64) {
+        self.readers().remove(&(digest, reader));
     }
 
     /// Does a reader wait for the shard, or will it?
-    pub fn contains(&self, shard: ShardNo) -> bool {
-        self.readers().values().any(|left| left.contains(shard))
+    pub fn contains(&self, digest: Digest, shard: ShardNo) -> bool {
+        self.readers().range((digest, 0)..=(digest, u64::MAX)).any(|(_, left)| left.contains(shard))
     }
 }
 
@@ -80,6 +78,8 @@ impl LocalVersion {
 #[derive(Debug, Default)]
 pub struct LocalState {
     versions: RwLock<BTreeMap<DatasetRef, Arc<LocalVersion>>>,
+    /// What readers here announced and have not read: it comes within their room. Written by the Unix socket.
+    pub announced: Announced,
 }
 
 impl LocalState {

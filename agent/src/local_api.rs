@@ -122,7 +122,7 @@ async fn client(stream: UnixStream, api: &LocalApi) -> std::io::Result<()> {
     let by = caller::words(&stream);
     let (read, mut write) = stream.into_split();
     let mut read = BufReader::new(read);
-    let mut held = Held { by, leases: Vec::new(), readers: reader::Readers::new(api.inputs.clone()) };
+    let mut held = Held { by, leases: Vec::new(), readers: reader::Readers::new(api) };
     loop {
         let mut line = Vec::new();
         let n = (&mut read).take(SOCKET_LINE_BYTES_MAX as u64).read_until(b'\n', &mut line).await?;

@@ -72,7 +72,6 @@ impl Driver {
             manifest: manifest.clone(),
             dataset,
             progress: watch::Sender::new(progress),
-            announced: Default::default(),
         });
         self.parts.local.insert(local.clone());
         self.versions

@@ -7,8 +7,8 @@
 use std::io;
 use std::time::Duration;
 
-use millstream_proto::v1::WantRequest;
 use millstream_proto::v1::agent_service_client::AgentServiceClient;
+use millstream_proto::v1::{WantReply, WantRequest};
 use millstream_types::id::DatasetSelector;
 use serde_json::json;
 use tokio::io::AsyncWriteExt;
@@ -82,13 +82,25 @@ pub(super) async fn fetch(
 
 /// Did a reader here say that it will read the shard?
 fn announced(api: &LocalApi, selector: &DatasetSelector, key: &str) -> bool {
-    let version = api.local.find(selector);
-    version.is_some_and(|v| v.manifest.find(key).is_some_and(|(shard, _)| v.announced.contains(shard)))
+    let Some(version) = api.local.find(selector) else { return false };
+    let digest = version.manifest.digest();
+    version.manifest.find(key).is_some_and(|(shard, _)| api.local.announced.contains(digest, shard))
+}
+
+/// Has the coordinator open a version here, for a reader that will announce itself. Returns its name.
+pub(super) async fn want_opened(api: &LocalApi, dataset: &str) -> Result<String, Refusal> {
+    let nothing = WantRequest { node: api.node.clone(), dataset: dataset.to_owned(), ..WantRequest::default() };
+    Ok(ask(api, nothing).await?.dataset)
+}
+
+async fn ask(api: &LocalApi, request: WantRequest) -> Result<WantReply, Refusal> {
+    let channel = api.link.channel().ok_or_else(|| refusal(6, "no coordinator is reachable"))?;
+    let asked = AgentServiceClient::new(channel).want(request).await;
+    asked.map(|reply| reply.into_inner()).map_err(|status| from_status(&status))
 }
 
 /// Asks the coordinator, and makes room for what it will send.
 async fn want(api: &LocalApi, selector: &DatasetSelector, key: &str, again: bool) -> Result<String, Refusal> {
-    let channel = api.link.channel().ok_or_else(|| refusal(6, "no coordinator is reachable"))?;
     let request = WantRequest {
         node: api.node.clone(),
         dataset: selector.to_string(),
@@ -97,8 +109,7 @@ async fn want(api: &LocalApi, selector: &DatasetSelector, key: &str, again: bool
         again,
         announced: announced(api, selector, key),
     };
-    let asked = AgentServiceClient::new(channel).want(request).await;
-    let reply = asked.map_err(|status| from_status(&status))?.into_inner();
+    let reply = ask(api, request).await?;
     if let Ok(selector) = reply.dataset.parse()
         && let Some(version) = api.local.find(&selector)
     {

@@ -5,16 +5,18 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
+use millstream_types::id::DatasetSelector;
 use millstream_types::size::format_size;
 use millstream_types::{Digest, RunSet};
 use serde::Deserialize;
 use serde_json::json;
 
-use super::{Answer, LocalApi, refusal};
+use super::{Answer, LocalApi, Refusal, fetch, refusal};
 use crate::driver::{Ask, Input, Inputs, ReaderMove};
-use crate::limits::READERS_PER_CLIENT_MAX;
-use crate::local::LocalVersion;
+use crate::limits::{OPEN_TIMEOUT, READERS_PER_CLIENT_MAX};
+use crate::local::{LocalState, LocalVersion};
 
 /// The request.
 #[derive(Deserialize)]
@@ -42,20 +44,21 @@ static NEXT: AtomicU64 = AtomicU64::new(0);
 
 /// The readers of one connection. Those who drop it end them.
 pub(super) struct Readers {
-    known: BTreeMap<(Digest, String), (u64, Arc<LocalVersion>)>,
+    known: BTreeMap<(Digest, String), u64>,
+    local: Arc<LocalState>,
     inputs: Inputs,
 }
 
 impl Readers {
-    pub(super) fn new(inputs: Inputs) -> Readers {
-        Readers { known: BTreeMap::new(), inputs }
+    pub(super) fn new(api: &LocalApi) -> Readers {
+        Readers { known: BTreeMap::new(), local: api.local.clone(), inputs: api.inputs.clone() }
     }
 }
 
 impl Drop for Readers {
     fn drop(&mut self) {
-        for ((digest, _), (reader, version)) in std::mem::take(&mut self.known) {
-            version.announced.gone(reader);
+        for ((digest, _), reader) in std::mem::take(&mut self.known) {
+            self.local.announced.gone(digest, reader);
             let gone = Input::Ask(Ask::ReaderGone { digest, reader });
             // A driver that is behind is told by a task: a reader must not be forgotten.
             if let Err(tokio::sync::mpsc::error::TrySendError::Full(gone)) = self.inputs.try_send(gone) {
@@ -68,7 +71,7 @@ impl Drop for Readers {
 
 /// Takes an announcement.
 pub(super) async fn announce(api: &LocalApi, said: Announcement, by: &str, readers: &mut Readers) -> Answer {
-    let version = api.find(&said.dataset).await?;
+    let version = opened(api, &said.dataset).await?;
     let digest = version.manifest.digest();
     let name = version.manifest.name().to_string();
     let (key, open) = ((digest, said.reader), said.open);
@@ -81,9 +84,8 @@ pub(super) async fn announce(api: &LocalApi, said: Announcement, by: &str, reade
         fits_at_a_time(&version, &upcoming, open, api.store.usage().capacity_bytes)?;
     }
     let finished: RunSet = shards(&version, &said.finished)?.into_iter().collect();
-    let new = || (NEXT.fetch_add(1, Ordering::Relaxed), version.clone());
-    let reader = readers.known.entry(key).or_insert_with(new).0;
-    version.announced.moved(reader, restart, &upcoming, &finished);
+    let reader = *readers.known.entry(key).or_insert_with(|| NEXT.fetch_add(1, Ordering::Relaxed));
+    api.local.announced.moved(digest, reader, restart, &upcoming, &finished);
     let announced = upcoming.len();
     let moved = ReaderMove { digest, reader, by: by.to_owned(), restart, upcoming, finished, open };
     let sent = api.inputs.send(Input::Ask(Ask::Reader(moved))).await;
@@ -91,8 +93,28 @@ pub(super) async fn announce(api: &LocalApi, said: Announcement, by: &str, reade
     Ok(json!({"dataset": name, "announced": announced}))
 }
 
+/// The version, once it is open here. A reader may be faster than the order that opens it, or come where no stage wants
+/// it: the coordinator is asked to have it opened.
+async fn opened(api: &LocalApi, dataset: &str) -> Result<Arc<LocalVersion>, Refusal> {
+    let not_here = match api.find(dataset).await {
+        Err(refused) if refused.code == 4 => refused,
+        found => return found,
+    };
+    let opening = async {
+        let selector: DatasetSelector = fetch::want_opened(api, dataset).await?.parse().map_err(|_| not_here)?;
+        loop {
+            if let Some(version) = api.local.find(&selector) {
+                return Ok(version);
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let late = || refusal(4, format!("{dataset} was not opened on node {} within {OPEN_TIMEOUT:?}", api.node));
+    tokio::time::timeout(OPEN_TIMEOUT, opening).await.unwrap_or_else(|_| Err(late()))
+}
+
 /// What a reader has open at a time has to be here at a time: it would wait for ever for the last of it.
-fn fits_at_a_time(version: &LocalVersion, upcoming: &[u32], open: u32, capacity: u64) -> Result<(), super::Refusal> {
+fn fits_at_a_time(version: &LocalVersion, upcoming: &[u32], open: u32, capacity: u64) -> Result<(), Refusal> {
     let layout = version.manifest.layout();
     let first: RunSet = upcoming.iter().take(open as usize).copied().collect();
     let needed: u64 = first.iter().map(|shard| layout.range_bytes(layout.shard_pieces(shard))).sum();
@@ -109,7 +131,7 @@ fn fits_at_a_time(version: &LocalVersion, upcoming: &[u32], open: u32, capacity:
     ))
 }
 
-fn shards(version: &LocalVersion, keys: &[String]) -> Result<Vec<u32>, super::Refusal> {
+fn shards(version: &LocalVersion, keys: &[String]) -> Result<Vec<u32>, Refusal> {
     let name = version.manifest.name();
     let number = |key: &String| match version.manifest.find(key) {
         Some((shard, _)) => Ok(shard),

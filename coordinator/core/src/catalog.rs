@@ -409,9 +409,9 @@ impl Dataset {
         out.sort_by_key(|&(holders, _)| holders);
     }
 
-    /// All shards that stages want on the node are sealed, or failed for good.
+    /// The node opened the version, and all shards that stages want there are sealed, or failed for good.
     pub(crate) fn complete_on(&self, node: NodeId) -> bool {
-        let Some(replica) = self.replica(node) else {
+        let Some(replica) = self.replica(node).filter(|r| r.inventoried) else {
             return false;
         };
         let wanted = replica.staged.count(self.layout.shards());

@@ -137,7 +137,8 @@ pub enum Event {
         /// Higher goes first.
         priority: u32,
     },
-    /// A node asks for shards that a reader there waits for, staged there or not. They come first.
+    /// A node asks for shards that a reader there waits for, staged there or not. They come first. No shards: the node
+    /// is to open the version.
     ShardsDemanded {
         /// The node.
         node: NodeId,

@@ -66,10 +66,16 @@ impl Core {
 
     /// Tells a node to open a version that a stage wants there.
     pub(crate) fn attach(&mut self, ds: &mut Dataset, now: Time, node: NodeId, joins: bool) {
+        if ds.replica(node).is_some_and(|r| r.wanted != Default::default()) {
+            self.have_opened(ds, now, node, joins);
+        }
+    }
+
+    /// The same, whether or not anything of it is wanted there yet.
+    pub(crate) fn have_opened(&mut self, ds: &mut Dataset, now: Time, node: NodeId, joins: bool) {
         let grace = self.config.inventory_grace_us;
-        let Some(replica) = ds.replica_mut(node).filter(|r| r.wanted != Default::default()) else {
-            return;
-        };
+        let replica = ds.replica_entry(node);
+        let wanted_bytes = replica.wanted_bytes;
         replica.attached = true;
         replica.asked += 1;
         replica.resend = true;
@@ -80,7 +86,6 @@ impl Core {
                 ds.pending += 1;
             }
         }
-        let wanted_bytes = ds.replica(node).map_or(0, |r| r.wanted_bytes);
         self.actions.push_back(Action::Attach { node, dataset: ds.id, wanted_bytes });
     }
 

@@ -212,6 +212,15 @@ fn readers_that_begin_together_get_their_first_shards_in_the_time_of_one() {
     }
 }
 
+#[test]
+fn a_window_is_ready_when_its_nodes_have_opened_the_version() {
+    let mut world = world();
+    let state = |world: &World| world.core.stage(STAGE, world.now).expect("the stage").state;
+    assert_eq!(state(&world), "running", "no node has said yet what it holds");
+    world.pass(1_000_000);
+    assert_eq!(state(&world), "done");
+}
+
 /// What nobody asked for could not come: a first node whose readers ask in bursts is not slow.
 #[test]
 fn readers_that_ask_in_bursts_make_no_node_slow() {

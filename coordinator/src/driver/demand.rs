@@ -10,7 +10,8 @@ use crate::failure::RequestError;
 use crate::limits::WANTED_KEYS_MAX;
 
 impl State {
-    /// Has shards brought to a node. Asked again, it says whether they still will be.
+    /// Has shards brought to a node, or with none only the version opened there. Asked again, it says whether they still
+    /// will be.
     pub(crate) fn want(&mut self, now: Time, request: &v1::WantRequest) -> Asked<v1::WantReply> {
         let unknown = || RequestError::UnknownNodes { names: vec![crate::nodes::short(&request.node)] };
         let node = self.nodes.find(&request.node).filter(|n| n.session.is_some()).ok_or_else(unknown)?.id;

@@ -261,6 +261,11 @@ impl Agent {
         self.out.send(AgentMessage { body: Some(body) }).await.unwrap();
     }
 
+    /// Asks for shards, as an agent does for its readers.
+    pub async fn want(&self, request: v1::WantRequest) -> Result<v1::WantReply, Status> {
+        Ok(soon(AgentServiceClient::new(self.channel.clone()).want(request)).await?.into_inner())
+    }
+
     pub async fn manifest(&self, digest: &[u8]) -> Manifest {
         let request = v1::GetManifestRequest { digest: digest.to_vec(), with_checksums: true };
         let mut chunks =

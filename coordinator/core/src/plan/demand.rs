@@ -41,7 +41,8 @@ impl Core {
                     core.want_again(ds, &[node]);
                     core.tell_sums(ds, node, &shards);
                     if !attached || again {
-                        core.attach(ds, now, node, !attached);
+                        // A reader that is to announce itself asks for nothing yet.
+                        core.have_opened(ds, now, node, !attached);
                     }
                 })
                 .is_some();
