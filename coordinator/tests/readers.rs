@@ -29,8 +29,14 @@ async fn a_reader_has_its_version_opened_and_what_it_announces_comes() {
         assert!(agent.obey_one().await);
     }
     let dataset = *agent.held.keys().next().unwrap();
-    let moved =
-        v1::ReaderMoved { dataset, reader: 1, restart: true, upcoming: vec![1], room_bytes: 70_000, ..Default::default() };
+    let moved = v1::ReaderMoved {
+        dataset,
+        reader: 1,
+        restart: true,
+        upcoming: vec![1],
+        room_bytes: 70_000,
+        ..Default::default()
+    };
     agent.say(Body::Reader(moved)).await;
     agent.obey_until_sealed(1).await;
     assert!(agent.held[&dataset].sealed.contains(1));
