@@ -292,6 +292,56 @@ def test_readers_that_do_not_fit_beside_each_other_take_turns(own_cluster: Calla
         assert sorted(found[first]) == sorted(f"{s}:{i}" for s in range(first, 12, 2) for i in range(4))
 
 
+def names(ds: millstream.Dataset, lanes: int, seed: int = 0) -> list[str]:
+    """What an epoch reads."""
+    data: ShardStream[str] = ShardStream(
+        ds, decode=lambda path: [path.name], samples=1, shuffle=True, seed=seed, rank=0, world_size=1, lanes=lanes,
+        timeout=DEADLINE,
+    )  # fmt: skip
+    return sorted(data)
+
+
+def test_what_nobody_reads_any_more_makes_room_for_others(own_cluster: Callable[..., Cluster]) -> None:
+    """The disk is full of one version when the next one is read there, and of that when the first one is read again."""
+    cluster = own_cluster(1, "--capacity", "1MiB")
+    files = {f"{i:02d}.bin": os.urandom(128 << 10) for i in range(24)}
+    versions = [cluster.add(name, files) for name in ("first", "second")]
+    for ds in versions:
+        ds.stage(placement="window").wait(timeout=DEADLINE)
+    for ds in (*versions, versions[0]):
+        assert names(ds, lanes=2) == sorted(files)
+
+
+@pytest.mark.parametrize("lanes", [2, 4])
+def test_readers_of_two_versions_share_the_nodes(own_cluster: Callable[..., Cluster], lanes: int) -> None:
+    """Three nodes, and on each a reader of either; with four lanes they take turns."""
+    cluster = own_cluster(3, "--capacity", "1MiB")
+    cluster.add("whole", {"a.bin": os.urandom(300 << 10)}).stage("all").wait(timeout=DEADLINE)
+    files = {f"{i:02d}.bin": os.urandom(128 << 10) for i in range(24)}
+    for name in ("left", "right"):
+        cluster.add(name, files).stage("all", placement="window").wait(timeout=DEADLINE)
+
+    def epochs(node: int, name: str) -> list[list[str]]:
+        ds = cluster.client(node).dataset(name)
+        return [names(ds, lanes, seed=node + epoch) for epoch in range(2)]
+
+    readers = [(node, name) for node in range(3) for name in ("left", "right")]
+    with ThreadPoolExecutor(len(readers)) as pool:
+        for found in pool.map(lambda reader: epochs(*reader), readers):
+            assert found == [sorted(files)] * 2
+
+
+def test_a_reader_beside_what_is_staged_is_refused_what_does_not_fit(own_cluster: Callable[..., Cluster]) -> None:
+    cluster = own_cluster(1, "--capacity", "1MiB")
+    cluster.add("whole", {"a.bin": os.urandom(700 << 10)}).stage("all").wait(timeout=DEADLINE)
+    ds = cluster.add("window", {f"{i}.bin": os.urandom(128 << 10) for i in range(6)})
+    ds.stage(placement="window").wait(timeout=DEADLINE)
+    assert len(names(ds, lanes=2)) == 6
+    with pytest.raises(millstream.NoSpaceError, match="384 KiB more are needed, and 324 KiB are free") as caught:
+        names(ds, lanes=3)
+    assert "node1" in str(caught.value)
+
+
 @pytest.mark.parametrize("where", ["main", "thread"])
 def test_ctrl_c_ends_a_wait(cluster: Cluster, where: str) -> None:
     cluster.add(f"never-staged-{where}", number_shards(1, 1))

@@ -153,5 +153,6 @@ impl Driver {
         if let Some(wire) = wire {
             self.send(Body::Evicted(v1::Evicted { dataset: wire, bytes, refused }));
         }
+        self.tell_room();
     }
 }

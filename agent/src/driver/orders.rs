@@ -78,7 +78,7 @@ impl Driver {
             }
             Order::Verify(verify) => self.start_verify(dataset, verify.request, None),
             Order::Pin(pin) => self.set_pin(dataset, pin.pinned),
-            Order::Drop(drop) => self.drop_shards(dataset, drop.shards.unwrap_or_default()),
+            Order::Drop(drop) => self.drop_shards(dataset, drop),
             _ => {}
         }
     }

@@ -107,6 +107,10 @@ impl Driver {
 
     fn tell_reader(&mut self, moved: ReaderMove) {
         let Some(dataset) = self.wire_of(&moved.digest) else { return };
+        let others = self.parts.store.others_bytes(&moved.digest).into_iter();
+        let others =
+            others.filter_map(|(digest, bytes)| Some(v1::VersionBytes { dataset: self.wire_of(&digest)?, bytes }));
+        let others = others.collect();
         self.send(Body::Reader(v1::ReaderMoved {
             dataset,
             reader: moved.reader,
@@ -115,18 +119,37 @@ impl Driver {
             finished: Some(set_to_runs(&moved.finished)),
             room_bytes: self.parts.store.room_bytes(&moved.digest),
             open: moved.open,
+            others,
         }));
+    }
+
+    /// A version went or came: readers of the others may have more room, or less, and those that wait say nothing.
+    pub(super) fn tell_room(&mut self) {
+        let mut readers: Vec<(Digest, u64)> = self.readers.keys().copied().collect();
+        readers.dedup_by_key(|(digest, _)| *digest);
+        for (digest, reader) in readers {
+            self.tell_reader(ReaderMove {
+                digest,
+                reader,
+                by: String::new(),
+                restart: false,
+                upcoming: Vec::new(),
+                finished: RunSet::new(),
+                open: 0,
+            });
+        }
     }
 
     fn wire_of(&self, digest: &Digest) -> Option<u32> {
         self.to_wire.get(self.by_digest.get(digest)?).copied()
     }
 
-    /// The coordinator lets shards go. What is being read here stays, and it is told so.
-    pub(super) fn drop_shards(&mut self, dataset: DatasetId, shards: v1::Runs) {
+    /// The coordinator lets shards go. What is being read here stays, and it is told so. (What a reader has that waits for
+    /// its turn may go: else two of them could each hold what the other one lacks.)
+    pub(super) fn drop_shards(&mut self, dataset: DatasetId, drop: v1::DropShards) {
         let Some((digest, local)) = self.open(dataset).map(|o| (o.digest, o.local.clone())) else { return };
         let layout = local.manifest.layout();
-        let Ok(shards) = runs_within(&shards, layout.shards()) else {
+        let Ok(shards) = runs_within(&drop.shards.unwrap_or_default(), layout.shards()) else {
             tracing::warn!(%dataset, "order to drop shards that the version does not have; ignored");
             return;
         };
@@ -134,7 +157,7 @@ impl Driver {
         let mut kept = RunSet::new();
         for shard in shards.iter() {
             let mut readers = self.readers.range((digest, 0)..=(digest, u64::MAX));
-            if kept_whole || readers.any(|(_, r)| r.reads(shard)) {
+            if kept_whole || readers.any(|((_, number), r)| !drop.waiting.contains(number) && r.reads(shard)) {
                 kept.insert(shard);
             } else {
                 self.dropping.insert((dataset, shard));

@@ -86,6 +86,7 @@ impl Driver {
             sealed: on_disk.sealed,
         });
         self.send_inventory(dataset);
+        self.tell_room();
         self.replay_orders(dataset, orders);
     }
 

@@ -99,18 +99,20 @@ async fn ask(api: &LocalApi, request: WantRequest) -> Result<WantReply, Refusal>
     asked.map(|reply| reply.into_inner()).map_err(|status| from_status(&status))
 }
 
-/// Asks the coordinator, and makes room for what it will send.
+/// Asks the coordinator, and reserves room for what it will send; what readers announced comes within theirs.
 async fn want(api: &LocalApi, selector: &DatasetSelector, key: &str, again: bool) -> Result<String, Refusal> {
+    let announced = announced(api, selector, key);
     let request = WantRequest {
         node: api.node.clone(),
         dataset: selector.to_string(),
         keys: vec![key.to_owned()],
         free_bytes: api.store.free_bytes(),
         again,
-        announced: announced(api, selector, key),
+        announced,
     };
     let reply = ask(api, request).await?;
-    if let Ok(selector) = reply.dataset.parse()
+    if !announced
+        && let Ok(selector) = reply.dataset.parse()
         && let Some(version) = api.local.find(&selector)
     {
         let reserved = api.store.reserve(&version.manifest.digest(), reply.wanted_bytes);

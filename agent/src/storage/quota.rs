@@ -90,6 +90,11 @@ impl Quota {
         self.free() + self.versions.get(digest).map_or(0, Held::committed)
     }
 
+    /// What all versions but one have or were promised.
+    pub fn others(&self, digest: &Digest) -> impl Iterator<Item = (&Digest, u64)> {
+        self.versions.iter().filter(move |(other, _)| *other != digest).map(|(other, held)| (other, held.committed()))
+    }
+
     /// Changes what a version has.
     pub fn update(&mut self, digest: &Digest, change: impl FnOnce(&mut Held)) {
         change(self.versions.entry(*digest).or_default());

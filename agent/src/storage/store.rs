@@ -215,6 +215,11 @@ impl Store {
         self.quota().room(digest)
     }
 
+    /// Bytes that every other version has or was promised.
+    pub fn others_bytes(&self, digest: &Digest) -> Vec<(Digest, u64)> {
+        self.quota().others(digest).map(|(other, bytes)| (*other, bytes)).filter(|(_, bytes)| *bytes > 0).collect()
+    }
+
     /// Bytes on this node.
     pub fn usage(&self) -> Usage {
         self.quota().usage(|digest| self.pins.keeper(digest) != Keeper::Nobody)

@@ -407,6 +407,8 @@ pub enum Action {
         dataset: DatasetId,
         /// Which.
         shards: RunSet,
+        /// Readers there whose turn has not come: what they have open does not count.
+        waiting: Vec<u64>,
     },
     /// Ask the origin whether it still holds these shards unchanged; answered with [`Event::OriginSays`].
     AskOrigin {

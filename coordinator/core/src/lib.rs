@@ -72,6 +72,8 @@ pub struct Core {
     recover_until: Time,
     /// Readers that have just begun wait for others until then.
     gather_until: Option<Time>,
+    /// Versions that need room which others take.
+    lacks: Vec<window::Lack>,
     /// Planning runs on the typical link's time.
     ns_per_byte: f64,
     /// Counts sweeps.
@@ -104,6 +106,7 @@ impl Core {
             begun: false,
             recover_until: Time::ZERO,
             gather_until: None,
+            lacks: Vec::new(),
             ns_per_byte: 1e9 / config.link_bytes_per_s.max(1.0),
             sweeps: 0,
             judged_from: Time::ZERO,
@@ -162,6 +165,7 @@ impl Core {
             Event::EvictionRefused { node, dataset } => self.eviction_refused(node, dataset),
             Event::Evicted { node, dataset } => self.evicted(now, node, dataset),
         }
+        self.settle_lacks(now);
     }
 
     /// Call when [`poll_timeout`](Self::poll_timeout) has passed.
@@ -174,6 +178,7 @@ impl Core {
         if self.gather_until.take_if(|until| now >= *until).is_some() {
             self.serve_all(now);
         }
+        self.settle_lacks(now);
     }
 
     /// The next order to carry out.

@@ -9,6 +9,7 @@ use crate::limits::{
     DISTRUST_OFFENCES, HOLD_MAX_US, HOLD_MIN_US, NODES_MAX, QUARANTINE_MAX_US, QUARANTINE_MIN_US,
     QUARANTINE_OFFENCE_MAX_US, QUARANTINE_OFFENCE_US, SLOW_FACTOR, SLOW_FADE, SLOW_MAX, SLOW_NOISE,
 };
+use crate::window::NodeRoom;
 
 /// Weight of a new sample in every moving average.
 const ALPHA: f64 = 0.2;
@@ -209,6 +210,8 @@ pub(crate) struct Node {
     failures_in_row: u32,
     /// No new work before.
     pub(crate) hold_until: Time,
+    /// What it has for readers.
+    pub(crate) room: NodeRoom,
 }
 
 impl Node {
@@ -241,6 +244,7 @@ impl Node {
             unreachable: None,
             failures_in_row: 0,
             hold_until: Time::ZERO,
+            room: NodeRoom::default(),
         }
     }
 

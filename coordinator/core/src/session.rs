@@ -112,6 +112,7 @@ impl Core {
         };
         known.state = NodeState::Down;
         known.session = false;
+        known.room = Default::default();
         self.note(Note::NodeState { node, state: NodeState::Down });
         for id in self.dataset_ids() {
             self.with(id, |core, ds| {

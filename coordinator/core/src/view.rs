@@ -117,6 +117,8 @@ pub struct Demand {
     pub bytes_more: u64,
     /// All that is wanted there then.
     pub bytes_wanted: u64,
+    /// A reader there announced some, and what it has open at a time takes so many bytes, of so many that readers have.
+    pub no_room: Option<(u64, u64)>,
     /// Why the node does not take what stages want there, if so: then it takes nothing.
     pub refused: Option<String>,
 }

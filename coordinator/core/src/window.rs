@@ -4,7 +4,12 @@
 //! next shards are on a reader's node before it asks for them; a byte that some reader still needs stays on some node,
 //! so that it leaves the origin once; nothing is kept that nobody needs when room is needed.
 
+mod moves;
 mod room;
+mod share;
+
+pub(crate) use moves::Lack;
+pub(crate) use share::NodeRoom;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -29,6 +34,8 @@ struct Reader {
     left: BTreeMap<Group, u32>,
     /// How many shards it reads at a time.
     open: u32,
+    /// There is room for those, beside what readers before it read at a time.
+    seated: bool,
 }
 
 /// What the origin said of a group when it was asked.
@@ -43,7 +50,7 @@ enum Word {
 #[derive(Debug, Default)]
 pub(crate) struct Window {
     readers: BTreeMap<(NodeId, u64), Reader>,
-    /// Bytes that the version may take on a node.
+    /// Bytes of a node's room that are the version's share.
     rooms: BTreeMap<NodeId, u64>,
     /// Readers that still need a group, by group.
     need: Vec<u32>,
@@ -65,6 +72,8 @@ pub struct ReaderReport {
     pub finished: Vec<ShardNo>,
     /// Bytes that the version may take on the node.
     pub room_bytes: u64,
+    /// Bytes that other versions have there.
+    pub others: Vec<(DatasetId, u64)>,
     /// How many shards it reads at a time; 0 for no news.
     pub open: u32,
 }
@@ -80,26 +89,24 @@ impl Window {
         self.rooms.keys().copied().collect()
     }
 
-    /// The readers of a node that can all have at a time what they read at a time, the oldest first. One for which there
-    /// is no room beside those before it waits for them: else each would hold what the other one lacks.
-    fn seated(&self, ds: &Dataset, node: NodeId) -> Vec<&Reader> {
-        let room = self.rooms.get(&node).copied().unwrap_or(0);
-        let (mut seated, mut taken, mut bytes) = (Vec::new(), BTreeSet::new(), 0);
-        for (_, reader) in self.readers.range((node, 0)..=(node, u64::MAX)) {
-            let more: Vec<Group> = reader.open_groups().filter(|g| !taken.contains(g)).collect();
-            let all = bytes + more.iter().map(|&g| ds.group_bytes(g)).sum::<u64>();
-            if all <= room || seated.is_empty() {
-                seated.push(reader);
-                taken.extend(more);
-                bytes = all;
-            }
-        }
-        seated
+    /// Readers of a node that have something left to read, by number.
+    fn readers_on(&self, node: NodeId) -> impl Iterator<Item = (u64, &Reader)> {
+        let readers = self.readers.range((node, 0)..=(node, u64::MAX));
+        readers.map(|(&(_, number), reader)| (number, reader)).filter(|(_, reader)| !reader.left.is_empty())
+    }
+
+    fn seated(&self, node: NodeId) -> impl Iterator<Item = &Reader> {
+        self.readers_on(node).map(|(_, reader)| reader).filter(|reader| reader.seated)
+    }
+
+    /// Readers of a node for which there is no room yet.
+    fn waiting_on(&self, node: NodeId) -> Vec<u64> {
+        self.readers_on(node).filter(|(_, reader)| !reader.seated).map(|(number, _)| number).collect()
     }
 
     /// What the readers of a node need, soonest first: each reader's next, each reader's second, and so on.
-    fn sequence(&self, ds: &Dataset, node: NodeId) -> Vec<Group> {
-        let mut heads: Vec<_> = self.seated(ds, node).into_iter().map(Reader::ahead).collect();
+    fn sequence(&self, node: NodeId) -> Vec<Group> {
+        let mut heads: Vec<_> = self.seated(node).map(Reader::ahead).collect();
         let (mut out, mut seen) = (Vec::new(), Bits::default());
         while out.len() < AHEAD_GROUPS_MAX {
             let mut any = false;
@@ -119,8 +126,8 @@ impl Window {
     }
 
     /// What the readers of a node are reading now: the first of their orders.
-    pub(crate) fn in_use(&self, ds: &Dataset, node: NodeId) -> BTreeSet<Group> {
-        self.seated(ds, node).into_iter().flat_map(Reader::open_groups).collect()
+    pub(crate) fn in_use(&self, node: NodeId) -> BTreeSet<Group> {
+        self.seated(node).flat_map(Reader::open_groups).collect()
     }
 
     /// Does a reader on the node still need it?
@@ -156,10 +163,19 @@ impl Core {
             self.counters.ignored += 1;
             return;
         }
+        self.take_room(node, dataset, report);
+        self.readers_changed(now, node, dataset);
         if self.demanding.insert(dataset) {
             self.rank();
         }
         self.serve(now, node);
+    }
+
+    /// Seats them anew, and brings what follows.
+    fn readers_changed(&mut self, now: Time, node: NodeId, dataset: DatasetId) {
+        self.share_room(node, dataset);
+        self.with(dataset, |core, ds| core.refill(ds, now, node));
+        self.refill_beside(now, dataset, node);
     }
 
     fn take_report(&mut self, ds: &mut Dataset, now: Time, node: NodeId, report: &ReaderReport) -> bool {
@@ -175,7 +191,6 @@ impl Core {
         }
         let known = window.readers.contains_key(&key) || window.readers.len() < READERS_MAX;
         if known {
-            window.rooms.insert(node, report.room_bytes);
             let reader = window.readers.entry(key).or_default();
             if report.open > 0 {
                 reader.open = report.open;
@@ -197,7 +212,6 @@ impl Core {
             }
         }
         ds.window = Some(window);
-        self.refill(ds, now, node);
         known
     }
 
@@ -208,6 +222,7 @@ impl Core {
             }
             core.refill_all(ds, now);
         });
+        self.readers_changed(now, node, dataset);
         self.serve_all(now);
     }
 
@@ -225,21 +240,30 @@ impl Core {
 }
 
 impl Core {
-    /// A reader waits for some of these: what it announced comes next, within its room. Returns the others.
-    pub(crate) fn hurry(&mut self, ds: &mut Dataset, now: Time, node: NodeId, mut shards: RunSet) -> RunSet {
-        let announced = ds.announced(node);
-        let groups: Vec<Group> = shards.iter().filter(|&s| announced.contains(s)).map(|s| ds.group_of(s)).collect();
-        if let Some(window) = &mut ds.window {
+    /// A reader waits for some of these: what it announced comes next, within its room.
+    pub(crate) fn hurry(&mut self, now: Time, node: NodeId, dataset: DatasetId, shards: &RunSet) {
+        self.with(dataset, |_, ds| ds.hurry(node, shards));
+        self.readers_changed(now, node, dataset);
+    }
+}
+
+impl Dataset {
+    fn hurry(&mut self, node: NodeId, shards: &RunSet) {
+        let announced = self.announced(node);
+        let groups: Vec<Group> = shards.iter().filter(|&s| announced.contains(s)).map(|s| self.group_of(s)).collect();
+        let Some(window) = &mut self.window else { return };
+        for group in groups.into_iter().rev() {
+            // Who asks is not said. Whoever reads it now goes on reading the same; else somebody has left its order.
+            let read = window.readers_on(node).any(|(_, r)| r.open_groups().any(|g| g == group));
             for (_, reader) in window.readers.range_mut((node, 0)..=(node, u64::MAX)) {
-                for &group in groups.iter().rev().filter(|g| reader.left.contains_key(g)) {
+                let asks =
+                    if read { reader.open_groups().any(|g| g == group) } else { reader.left.contains_key(&group) };
+                if asks {
                     reader.order.retain(|&g| g != group);
                     reader.order.push_front(group);
                 }
             }
         }
-        self.refill(ds, now, node);
-        shards.remove_all(&announced);
-        shards
     }
 }
 
@@ -308,7 +332,7 @@ impl Dataset {
         let Some(replica) = self.replica(node) else {
             return Vec::new();
         };
-        let soon = self.window.as_ref().map(|w| w.sequence(self, node)).unwrap_or_default();
+        let soon = self.window.as_ref().map(|w| w.sequence(node)).unwrap_or_default();
         let soon = soon.into_iter().map(|g| self.group_shards(g)).filter(|s| replica.demanded.contains(s.start));
         soon.chain(replica.demanded.runs().iter().cloned()).collect()
     }

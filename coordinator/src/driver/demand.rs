@@ -47,6 +47,10 @@ impl State {
                 next: format!("see `millstream status {name}`; stage it there again once that is mended"),
             });
         }
+        if let Some((needed, free)) = demand.no_room {
+            let what = format!("what a reader of {name} has open at a time");
+            return Err(RequestError::NoRoom { what, node: request.node.clone(), needed, free });
+        }
         if request.announced && !request.again && demand.bytes_more > 0 {
             // The question overtook what the node's session says of its readers: it will come within their room.
             return Ok(v1::WantReply { dataset: name, wanted_bytes: demand.bytes_wanted - demand.bytes_more });

@@ -216,6 +216,7 @@ impl State {
             upcoming: moved.upcoming,
             finished: finished.iter().collect(),
             room_bytes: moved.room_bytes,
+            others: moved.others.iter().map(|other| (DatasetId(other.dataset), other.bytes)).collect(),
             open: moved.open,
         };
         Ok(Event::ReaderMoved { node, dataset, report })

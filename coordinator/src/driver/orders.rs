@@ -101,9 +101,9 @@ impl State {
             Action::DiscardShard { to, dataset, shard, reason, fatal } => {
                 self.discard(&to, dataset, shard, reason, fatal)
             }
-            Action::DropShards { node, dataset, shards } => {
+            Action::DropShards { node, dataset, shards, waiting } => {
                 let (dataset, shards) = (dataset.0, Some(convert::set_to_runs(&shards)));
-                self.send(node, Order::Drop(v1::DropShards { dataset, shards }));
+                self.send(node, Order::Drop(v1::DropShards { dataset, shards, waiting }));
             }
             Action::AskOrigin { dataset, shards } => self.ask_origin(dataset, shards),
             Action::Evict { node, dataset } => self.detach(node, dataset),

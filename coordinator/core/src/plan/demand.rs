@@ -17,22 +17,28 @@ impl Core {
         let ds = self.dataset(dataset)?;
         let mut shards = ds.whole_groups(shards);
         // The room of readers has them already in it.
+        let asked = shards.len();
         shards.remove_all(&ds.announced(node));
+        let no_room = if shards.len() < asked { self.too_much_open(ds, node) } else { None };
         let mut wanted = ds.replica(node).map(|r| r.wanted.clone()).unwrap_or_default();
         let before = wanted.bytes(&ds.layout);
         wanted.add(shards);
         let bytes_wanted = wanted.bytes(&ds.layout);
         let refused = ds.replica(node).filter(|r| r.staged != Wanted::Nothing).and_then(|r| r.refused.clone());
-        Some(Demand { bytes_more: bytes_wanted - before, bytes_wanted, refused })
+        Some(Demand { bytes_more: bytes_wanted - before, bytes_wanted, no_room, refused })
     }
 
     pub(crate) fn shards_demanded(&mut self, now: Time, node: NodeId, dataset: DatasetId, shards: &RunSet) {
         let up = self.nodes.get(node).is_some_and(|n| n.seen && n.state != NodeState::Down);
+        if up && self.with(dataset, |core, ds| core.cut(ds)).is_some() {
+            self.hurry(now, node, dataset, shards);
+        }
         let taken = up
             && self
                 .with(dataset, |core, ds| {
-                    core.cut(ds);
-                    let shards = core.hurry(ds, now, node, ds.whole_groups(shards));
+                    // What readers announced comes within their room.
+                    let mut shards = ds.whole_groups(shards);
+                    shards.remove_all(&ds.announced(node));
                     let replica = ds.replica_entry(node);
                     // Evicted, once, or there was no room: now it is wanted again, and the node has to open it anew.
                     let again = replica.staged == Wanted::Nothing && replica.refused.take().is_some();
@@ -99,7 +105,7 @@ impl Core {
             let pieces = ds.layout.shard_pieces(run.start).start..ds.layout.shard_pieces(run.end - 1).end;
             open.extend(ds.extents_in(pieces).into_iter().filter(|&e| replica.todo.get(e)));
         }
-        let reading = ds.window.as_ref().map(|w| w.in_use(ds, node));
+        let reading = ds.window.as_ref().map(|w| w.in_use(node));
         open.into_iter().any(|e| {
             let ahead = reading.as_ref().is_some_and(|now| ds.is_ahead(node, e, now));
             self.bring(ds, now, e, node, ahead)

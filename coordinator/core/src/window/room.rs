@@ -11,16 +11,19 @@ use std::collections::BTreeSet;
 
 use millstream_types::{NodeId, RunSet, Time};
 
+use super::moves::{Lack, Moves};
 use super::{Group, Window, Word};
 use crate::Core;
 use crate::catalog::{Dataset, Replica, Wanted};
-use crate::event::Action;
 use crate::limits::{AHEAD_PART, ASK_GROUPS_MAX, KEPT_FOR_US};
 
 /// A node's room for a version.
 #[derive(Debug, Default)]
-struct Shelf {
-    budget: u64,
+pub(super) struct Shelf {
+    /// Its share, of so much for all versions that are read there, of which others have so much.
+    share: u64,
+    total: u64,
+    beside: u64,
     /// Bytes there, on their way there, or being dropped.
     occupied: u64,
     /// Of those, being dropped.
@@ -32,18 +35,23 @@ struct Shelf {
 }
 
 impl Shelf {
-    fn free(&self) -> u64 {
-        self.budget.saturating_sub(self.occupied)
+    /// What is lacking for so many bytes more.
+    fn short_of(&self, bytes: u64) -> u64 {
+        (self.occupied + self.beside + bytes).saturating_sub(self.total)
     }
-}
 
-/// What is to happen at one node.
-#[derive(Debug, Default)]
-struct Moves {
-    come: Vec<Group>,
-    go: Vec<Group>,
-    ask: Vec<Group>,
-    hand: Option<(Group, NodeId)>,
+    fn free(&self) -> u64 {
+        self.total.saturating_sub(self.occupied + self.beside)
+    }
+
+    /// Are others to make room for so many bytes more?
+    fn may_ask(&self, bytes: u64) -> bool {
+        self.beside > 0 && !self.in_use.is_empty() && self.occupied + bytes <= self.share
+    }
+
+    pub(super) fn going(&self) -> u64 {
+        self.going
+    }
 }
 
 impl Core {
@@ -65,19 +73,22 @@ impl Core {
         };
         let open = ds.replica(node).is_some_and(|r| r.inventoried && r.refused.is_none());
         let up = self.nodes.get(node).is_some_and(|n| n.serves());
-        let moves = if open && up { self.plan_moves(ds, now, &window, node) } else { Moves::default() };
+        let (moves, lack) = if open && up { self.plan_moves(ds, now, &window, node) } else { Default::default() };
+        self.lacks.extend(lack);
         ds.window = Some(window);
         let comes = !moves.come.is_empty() || moves.hand.is_some();
         self.carry_moves(ds, now, node, moves);
         comes
     }
 
-    fn plan_moves(&self, ds: &Dataset, now: Time, window: &Window, node: NodeId) -> Moves {
+    fn plan_moves(&self, ds: &Dataset, now: Time, window: &Window, node: NodeId) -> (Moves, Option<Lack>) {
         let mut shelf = self.shelf(ds, now, window, node);
-        let sequence = window.sequence(ds, node);
+        let sequence = window.sequence(node);
         let mut moves = Moves::default();
+        let in_use = shelf.in_use.len();
+        let lack = |bytes, at| Some(Lack { dataset: ds.id, node, bytes, at, urgent: at < in_use });
         let reading: u64 = shelf.in_use.iter().map(|&g| ds.group_bytes(g)).sum();
-        let most = (shelf.budget / AHEAD_PART).max(reading.min(shelf.budget.saturating_sub(reading) / 2));
+        let most = (shelf.share / AHEAD_PART).max(reading.min(shelf.share.saturating_sub(reading) / 2));
         let mut ahead = 0;
         for (at, &group) in sequence.iter().enumerate() {
             let bytes = ds.group_bytes(group);
@@ -91,25 +102,32 @@ impl Core {
             if ds.is_here(node, group) || ds.is_coming(node, group) {
                 continue;
             }
-            let short = (shelf.occupied + bytes).saturating_sub(shelf.budget);
+            let short = shelf.short_of(bytes);
+            // What comes later waits, too: the soonest first.
+            if short > 0 && shelf.may_ask(bytes) {
+                return (moves, lack(short, at));
+            }
             if short > 0 || ds.is_going(node, group) {
-                // What comes later waits, too: the soonest first.
-                self.make_room(ds, now, window, node, &shelf, short, at, &sequence, &mut moves);
-                return moves;
+                self.make_room(ds, now, window, node, &shelf, short, at, at < in_use, &sequence, &mut moves);
+                return (moves, None);
             }
             shelf.occupied += bytes;
             moves.come.push(group);
         }
-        let over = shelf.occupied.saturating_sub(shelf.budget);
-        if over > 0 {
-            self.make_room(ds, now, window, node, &shelf, over, usize::MAX, &sequence, &mut moves);
+        let over = shelf.short_of(0);
+        if over > 0 && shelf.may_ask(0) {
+            return (moves, lack(over, usize::MAX));
         }
-        moves
+        if over > 0 {
+            self.make_room(ds, now, window, node, &shelf, over, usize::MAX, false, &sequence, &mut moves);
+        }
+        (moves, None)
     }
 
-    /// Chooses what goes, so that `short` bytes become free. `at`: how many groups the reader has before it waits.
+    /// Chooses what goes, so that `short` bytes become free. `at`: how many groups the reader has before it waits;
+    /// `urgent`: it does wait. Says whether they become free, or may: something goes or will be asked or handed over.
     #[expect(clippy::too_many_arguments, reason = "one decision, with everything it looks at")]
-    fn make_room(
+    pub(super) fn make_room(
         &self,
         ds: &Dataset,
         now: Time,
@@ -118,12 +136,13 @@ impl Core {
         shelf: &Shelf,
         short: u64,
         at: usize,
+        urgent: bool,
         sequence: &[Group],
         moves: &mut Moves,
-    ) {
+    ) -> bool {
         let mut lacking = short.saturating_sub(shelf.going);
         if lacking == 0 {
-            return;
+            return true;
         }
         let (mut copied, last): (Vec<Group>, Vec<Group>) =
             shelf.here.iter().partition(|&&g| self.copy_elsewhere(ds, now, node, g));
@@ -142,14 +161,14 @@ impl Core {
             lacking == 0
         };
         if copied.into_iter().any(|g| take(g, moves)) {
-            return;
+            return true;
         }
         // Last copies of what nobody needs: with the origin's word.
         let (mine, last): (Vec<Group>, Vec<Group>) = last.into_iter().partition(|&g| window.needed_on(node, g));
         let mut asked = false;
         for &group in last.iter().filter(|&&g| window.need[g as usize] == 0) {
             match window.word(now, group) {
-                Some(Word::Holds(_)) if take(group, moves) => return,
+                Some(Word::Holds(_)) if take(group, moves) => return true,
                 Some(Word::Asked(_)) => asked = true,
                 Some(Word::Holds(_) | Word::Lacks(_)) => {}
                 None if moves.ask.len() < ASK_GROUPS_MAX => moves.ask.push(group),
@@ -158,22 +177,23 @@ impl Core {
         }
         if asked || shelf.going > 0 || !moves.go.is_empty() || !moves.ask.is_empty() {
             // Something will come of that.
-            return;
+            return true;
         }
         // Last copies that others need: to where there is room, best where they are needed.
         let mut needed: Vec<Group> = last.into_iter().filter(|&g| window.need[g as usize] > 0).collect();
         let already = needed.iter().any(|&g| window.nodes().iter().any(|&n| n != node && ds.is_coming(n, g)));
         if already {
-            return;
+            return true;
         }
         moves.hand = self.heir(ds, now, window, node, &needed);
         // A reader would wait for ever once all that is here is what it needs later.
-        if needed.is_empty() && at < shelf.in_use.len() {
+        if needed.is_empty() && urgent {
             needed = mine;
         }
         if moves.hand.is_none() && at <= 1 {
             self.give_up_furthest(now, window, &needed, moves);
         }
+        moves.hand.is_some() || !moves.go.is_empty() || !moves.ask.is_empty()
     }
 
     /// No node has room, and a reader waits: the group that is needed last goes, to be read from the origin again.
@@ -214,9 +234,10 @@ impl Core {
         best.map(|(_, group, other)| (group, other))
     }
 
-    fn shelf(&self, ds: &Dataset, now: Time, window: &Window, node: NodeId) -> Shelf {
-        let (budget, in_use) = (window.rooms.get(&node).copied().unwrap_or(0), window.in_use(ds, node));
-        let mut shelf = Shelf { budget, in_use, ..Shelf::default() };
+    pub(super) fn shelf(&self, ds: &Dataset, now: Time, window: &Window, node: NodeId) -> Shelf {
+        let (share, in_use) = (window.rooms.get(&node).copied().unwrap_or(0), window.in_use(node));
+        let (total, beside) = self.room_beside(ds, window, node);
+        let mut shelf = Shelf { share, total, beside, in_use, ..Shelf::default() };
         let served = self.served_by(ds, node);
         for group in 0..ds.groups.len() as Group {
             let bytes = ds.group_bytes(group);
@@ -252,101 +273,6 @@ impl Core {
                 && self.copies_on(ds, now, other).contains_range(shards.clone())
         })
     }
-
-    fn carry_moves(&mut self, ds: &mut Dataset, now: Time, node: NodeId, moves: Moves) {
-        let shards_of = |groups: &[Group]| RunSet::from_runs(groups.iter().map(|&g| ds.group_shards(g)));
-        let (come, gone) = (shards_of(&moves.come), shards_of(&moves.go));
-        // Empty files take no room, and nothing would bring them again.
-        let mut drop = gone.clone();
-        for shard in gone.iter().filter(|&s| ds.layout.shard_len(s) == 0) {
-            drop.remove_range(shard..shard + 1);
-        }
-        if !come.is_empty() || !gone.is_empty() {
-            let replica = ds.replica_entry(node);
-            replica.demanded.union_with(&come);
-            replica.demanded.remove_all(&gone);
-            replica.dropping.union_with(&drop);
-            self.want_again(ds, &[node]);
-            self.tell_sums(ds, node, &come);
-        }
-        if !drop.is_empty() {
-            self.counters.dropped += drop.len();
-            self.actions.push_back(Action::DropShards { node, dataset: ds.id, shards: drop });
-        }
-        if let Some((group, heir)) = moves.hand {
-            let shards = RunSet::from_range(ds.group_shards(group));
-            ds.replica_entry(heir).demanded.union_with(&shards);
-            self.counters.handed_over += 1;
-            self.want_again(ds, &[heir]);
-            self.tell_sums(ds, heir, &shards);
-        }
-        if !moves.ask.is_empty() {
-            let mut shards = RunSet::new();
-            for &group in &moves.ask {
-                shards.insert_range(ds.group_shards(group));
-                if let Some(window) = &mut ds.window {
-                    window.words.insert(group, Word::Asked(now));
-                }
-            }
-            self.actions.push_back(Action::AskOrigin { dataset: ds.id, shards });
-        }
-    }
-
-    /// The origin's word on shards that were asked about.
-    pub(crate) fn origin_says(
-        &mut self,
-        now: Time,
-        dataset: millstream_types::DatasetId,
-        asked: &RunSet,
-        holds: &RunSet,
-    ) {
-        self.with(dataset, |core, ds| {
-            let mut groups: Vec<Group> =
-                asked.iter().take_while(|&s| s < ds.layout.shards()).map(|s| ds.group_of(s)).collect();
-            groups.dedup();
-            for group in groups {
-                let all = holds.contains_range(ds.group_shards(group));
-                let word = if all { Word::Holds(now) } else { Word::Lacks(now) };
-                if let Some(window) = &mut ds.window {
-                    window.words.insert(group, word);
-                }
-            }
-            core.refill_all(ds, now);
-        });
-        self.serve_all(now);
-    }
-
-    /// A node dropped shards as it was told, or kept some that are in use there.
-    pub(crate) fn shards_dropped(
-        &mut self,
-        now: Time,
-        node: NodeId,
-        dataset: millstream_types::DatasetId,
-        dropped: &RunSet,
-        kept: &RunSet,
-    ) {
-        self.with(dataset, |core, ds| {
-            let replica = ds.replica_entry(node);
-            replica.dropping.remove_all(dropped);
-            replica.dropping.remove_all(kept);
-            replica.sealed.remove_all(dropped);
-            let groups: Vec<Group> = kept.iter().filter(|&s| s < ds.layout.shards()).map(|s| ds.group_of(s)).collect();
-            if let Some(window) = &mut ds.window {
-                window.kept.extend(groups.into_iter().map(|group| ((node, group), now)));
-            }
-            for run in dropped.runs() {
-                let end = run.end.min(ds.layout.shards());
-                if run.start < end {
-                    let pieces = ds.layout.shard_pieces(run.start).start..ds.layout.shard_pieces(end - 1).end;
-                    for e in ds.extents_in(pieces) {
-                        ds.lose(e, node);
-                    }
-                }
-            }
-            core.refill_all(ds, now);
-        });
-        self.serve_all(now);
-    }
 }
 
 impl Dataset {
@@ -354,24 +280,24 @@ impl Dataset {
         self.layout.range_bytes(self.group_pieces(group))
     }
 
-    fn on(&self, node: NodeId, test: impl FnOnce(&Replica) -> bool) -> bool {
+    pub(super) fn on(&self, node: NodeId, test: impl FnOnce(&Replica) -> bool) -> bool {
         self.replica(node).is_some_and(test)
     }
 
     /// All of it is visible on the node, and stays.
-    fn is_here(&self, node: NodeId, group: Group) -> bool {
+    pub(super) fn is_here(&self, node: NodeId, group: Group) -> bool {
         let shards = self.group_shards(group);
         self.on(node, |r| r.sealed.contains_range(shards) && !self.is_going(node, group))
     }
 
     /// The node is to have it.
-    fn is_coming(&self, node: NodeId, group: Group) -> bool {
+    pub(super) fn is_coming(&self, node: NodeId, group: Group) -> bool {
         let shard = self.group_shards(group).start;
         self.on(node, |r| r.wanted != Wanted::Nothing && r.wanted.wants(shard)) && !self.is_here(node, group)
     }
 
     /// The node was told to drop it.
-    fn is_going(&self, node: NodeId, group: Group) -> bool {
+    pub(super) fn is_going(&self, node: NodeId, group: Group) -> bool {
         let shards = self.group_shards(group);
         self.on(node, |r| r.dropping.count_range(shards) > 0)
     }
