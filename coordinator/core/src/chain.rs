@@ -344,10 +344,13 @@ impl Core {
             let asked = |n: &&mut Node| n.rate_in.busy_for(now).is_some_and(|us| us >= TICK_US) && n.flights.len() > 1;
             if let Some(known) = self.nodes.get_mut(node).filter(asked).filter(|n| before.is_some() || n.leases > 0) {
                 let given = feeder.and_then(|(flow, has_all)| match has_all {
-                    false => Some(flow.came),
+                    false => Some(flow.given()),
                     // It could give all that is missing.
-                    true if flow.usual > 0 => Some(known.down_backlog.min(flow.usual)),
-                    true => known.rate_in.busy_for(now).filter(|&us| us > TICK_US).map(|_| known.down_backlog),
+                    true if flow.usual > 0 => Some(known.down_backlog.min(flow.usual)).map(|bytes| (bytes, bytes)),
+                    true => {
+                        let long = known.rate_in.busy_for(now).is_some_and(|us| us > TICK_US);
+                        long.then_some((known.down_backlog, known.down_backlog))
+                    }
                 });
                 let broken = known.flow.judge(given, ds.target);
                 // Led to the end of the line, it first catches up.

@@ -14,15 +14,22 @@ pub(crate) struct Flow {
 }
 
 impl Flow {
-    /// Takes note of what came since the last sweep, where `given` was to be had from the node before; the first node
-    /// has what usually comes to compare with. Is this where the chain breaks?
-    pub(super) fn judge(&mut self, given: Option<u64>, target: u64) -> bool {
-        let expected = given.unwrap_or(self.usual - self.usual / CHAIN_HEAD_SLACK);
-        let stopped = expected > CHAIN_LATE_PART * (self.came + target);
+    /// Takes note of what came since the last sweep, where `given` came to the node before, and `at_hand` of it early
+    /// enough to be passed on; the first node has what usually comes to compare with. Is this where the chain breaks?
+    pub(super) fn judge(&mut self, given: Option<(u64, u64)>, target: u64) -> bool {
+        let usual = self.usual - self.usual / CHAIN_HEAD_SLACK;
+        let (expected, at_hand) = given.unwrap_or((usual, usual));
+        let stopped = at_hand > CHAIN_LATE_PART * (self.came + target);
         // What one sweep lacks the next one makes up for, where there is nothing but noise.
         self.lag = (self.lag + expected).saturating_sub(self.came);
         let lagging = self.came < expected && self.lag > 2 * expected.max(self.usual) + CHAIN_BREAK_EXTENTS * target;
         stopped || lagging
+    }
+
+    /// What came since the last sweep, and how much of it was there to be passed on in that time: where little came
+    /// before, it came late on the average.
+    pub(super) fn given(&self) -> (u64, u64) {
+        (self.came, self.came.min(u64::midpoint(self.came, self.before)))
     }
 
     /// Something came lately.
@@ -52,7 +59,7 @@ mod tests {
         for n in 0..sweeps {
             let (came, given) = bytes(n);
             flow.came = came;
-            if flow.judge(given, TARGET) {
+            if flow.judge(given.map(|bytes| (bytes, bytes)), TARGET) {
                 return Some(n + 1);
             }
             flow.turn();
@@ -69,6 +76,18 @@ mod tests {
         let after = broken_after(60, running(), |_| (USUAL * 4 / 5, Some(USUAL))).unwrap();
         assert!((8..=20).contains(&after), "{after}");
         assert_eq!(broken_after(60, running(), |_| (0, Some(USUAL))), Some(1));
+    }
+
+    #[test]
+    fn what_comes_late_in_a_sweep_is_not_passed_on_in_it() {
+        let broken = |mut flow: Flow, before: Flow| flow.judge(Some(before.given()), TARGET);
+        // The node before has just begun to receive, and the links have not come to their speed.
+        let (first, began) = (Flow { came: USUAL, ..Flow::default() }, Flow { came: USUAL / 6, ..Flow::default() });
+        assert!(!broken(began, first));
+        let running = Flow { came: USUAL, ..running() };
+        assert!(broken(began, running), "when it has been at it for a while, that is slow");
+        let stalls = Flow { came: 0, ..running };
+        assert!(!broken(Flow::default(), stalls), "what did not come is not missing");
     }
 
     #[test]
