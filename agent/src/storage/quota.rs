@@ -136,6 +136,9 @@ mod tests {
         assert_eq!(quota.reserve(&b, 41), Err(NoSpace { needed: 11, free: 10, capacity: 100 }));
         quota.reserve(&a, 20).unwrap();
         quota.reserve(&b, 80).unwrap();
+        // `a` has 10 of the 20 that it was promised: those are not free.
+        assert_eq!(quota.others(&b).collect::<Vec<_>>(), [(&a, 20)]);
+        assert_eq!(quota.room(&b), 80);
         let kept = quota.usage(|d| *d == a);
         assert_eq!(kept, Usage { used_bytes: 30, pinned_bytes: 10, partial_bytes: 10, capacity_bytes: 100 });
         assert_eq!(quota.remove(&b), 30);

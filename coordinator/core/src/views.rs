@@ -79,7 +79,7 @@ impl Core {
         let down = self.nodes.get(node).is_none_or(|n| n.state == NodeState::Down);
         let (state, reason) = if let (true, Some(reason)) = (wanted, &replica.refused) {
             (ReplicaState::Failed, reason.clone())
-        } else if shards_ready == shards_wanted && (bytes_ready > 0 || bytes == 0 || wanted) {
+        } else if shards_ready == shards_wanted && (bytes_ready > 0 || replica.inventoried && (bytes == 0 || wanted)) {
             (ReplicaState::Ready, String::new())
         } else if failed > 0 && shards_ready as usize + failed == shards_wanted as usize {
             (ReplicaState::Failed, format!("{} failed", counted(failed as u64, "shard")))
@@ -89,7 +89,7 @@ impl Core {
         } else if down {
             let seen = self.nodes.get(node).is_some_and(|n| n.seen);
             (ReplicaState::Absent, if seen { "the node is down" } else { "the node has not joined yet" }.to_owned())
-        } else if bytes_ready >= bytes_wanted {
+        } else if bytes_ready >= bytes_wanted && replica.inventoried {
             (ReplicaState::Verifying, String::new())
         } else {
             let reason = if replica.inventoried { "" } else { "waiting for the node's inventory" };

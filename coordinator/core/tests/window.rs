@@ -6,6 +6,7 @@ mod model;
 
 use millstream_coordinator_core::ReaderReport;
 use millstream_coordinator_core::event::{Event, Placement};
+use millstream_coordinator_core::view::ReplicaState;
 use millstream_types::{NodeId, RunSet, Time};
 use model::{DS, Loader, STAGE, Setup, World};
 use rand::{SeedableRng, rngs::StdRng, seq::SliceRandom};
@@ -215,10 +216,13 @@ fn readers_that_begin_together_get_their_first_shards_in_the_time_of_one() {
 #[test]
 fn a_window_is_ready_when_its_nodes_have_opened_the_version() {
     let mut world = world();
-    let state = |world: &World| world.core.stage(STAGE, world.now).expect("the stage").state;
-    assert_eq!(state(&world), "running", "no node has said yet what it holds");
+    let states = |world: &World| {
+        let node = world.core.replica(DS, NodeId(0)).expect("the node").state;
+        (world.core.stage(STAGE, world.now).expect("the stage").state, node)
+    };
+    assert_eq!(states(&world), ("running", ReplicaState::Receiving), "no node has said yet what it holds");
     world.pass(1_000_000);
-    assert_eq!(state(&world), "done");
+    assert_eq!(states(&world), ("done", ReplicaState::Ready));
 }
 
 /// What nobody asked for could not come: a first node whose readers ask in bursts is not slow.
