@@ -292,6 +292,23 @@ def test_readers_that_do_not_fit_beside_each_other_take_turns(own_cluster: Calla
         assert sorted(found[first]) == sorted(f"{s}:{i}" for s in range(first, 12, 2) for i in range(4))
 
 
+def test_a_reader_that_waits_for_its_turn_says_so(own_cluster: Callable[..., Cluster]) -> None:
+    """The first one has three shards open and does not go on: there is room for four."""
+    files = {name: content + bytes((250 << 10) - len(content)) for name, content in number_shards(12, 4).items()}
+    ds = own_cluster(1, "--capacity", "1MiB").add("turns", files)
+    ds.stage(placement="window").wait(timeout=DEADLINE)
+
+    def reader(first: int, timeout: float) -> Iterator[Any]:
+        keys = [f"train-{shard:03d}.tar" for shard in range(first, 12, 2)]
+        return iter(ShardStream(ds, shards=keys, samples=4, lanes=3, rank=0, world_size=1, timeout=timeout))
+
+    first = reader(0, DEADLINE)
+    for _ in range(3):
+        next(first)
+    with pytest.raises(millstream.NotReadyError, match="waits for its turn: those before it have 750 KiB open, of 1.00 MiB"):
+        next(reader(1, 3))
+
+
 def names(ds: millstream.Dataset, lanes: int, seed: int = 0) -> list[str]:
     """What an epoch reads."""
     data: ShardStream[str] = ShardStream(

@@ -52,9 +52,12 @@ pub(super) async fn fetch(
         }
         let again = std::mem::replace(&mut asked, true);
         let why = match tokio::time::timeout_at(until, want(api, &selector, key, again)).await {
-            Ok(Ok(name)) => {
-                selector = name.parse().unwrap_or(selector);
-                "its bytes have not all come".to_owned()
+            Ok(Ok(wanted)) => {
+                selector = wanted.dataset.parse().unwrap_or(selector);
+                match wanted.waits_for.is_empty() {
+                    true => "its bytes have not all come".to_owned(),
+                    false => wanted.waits_for,
+                }
             }
             // Those may pass: asked again until the deadline.
             Ok(Err(refused)) if matches!(refused.code, 4 | 6) => refused.error,
@@ -100,7 +103,7 @@ async fn ask(api: &LocalApi, request: WantRequest) -> Result<WantReply, Refusal>
 }
 
 /// Asks the coordinator, and reserves room for what it will send; what readers announced comes within theirs.
-async fn want(api: &LocalApi, selector: &DatasetSelector, key: &str, again: bool) -> Result<String, Refusal> {
+async fn want(api: &LocalApi, selector: &DatasetSelector, key: &str, again: bool) -> Result<WantReply, Refusal> {
     let announced = announced(api, selector, key);
     let request = WantRequest {
         node: api.node.clone(),
@@ -118,7 +121,7 @@ async fn want(api: &LocalApi, selector: &DatasetSelector, key: &str, again: bool
         let reserved = api.store.reserve(&version.manifest.digest(), reply.wanted_bytes);
         reserved.map_err(|full| refusal(7, format!("{key:?} of {selector} does not fit: {full}")))?;
     }
-    Ok(reply.dataset)
+    Ok(reply)
 }
 
 /// Waits until the shard is visible or the version is closed, at most until `until`.

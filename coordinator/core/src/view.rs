@@ -119,6 +119,8 @@ pub struct Demand {
     pub bytes_wanted: u64,
     /// A reader there announced some, and what it has open at a time takes so many bytes, of so many that readers have.
     pub no_room: Option<(u64, u64)>,
+    /// The readers there that announced some wait for their turn: others have so many bytes open, of so many.
+    pub turn: Option<(u64, u64)>,
     /// Why the node does not take what stages want there, if so: then it takes nothing.
     pub refused: Option<String>,
 }

@@ -2,6 +2,7 @@
 
 use millstream_coordinator_core::event::Event;
 use millstream_proto::v1;
+use millstream_types::size::format_size;
 use millstream_types::{RunSet, Time};
 
 use super::State;
@@ -53,7 +54,8 @@ impl State {
         }
         if request.announced && !request.again && demand.bytes_more > 0 {
             // The question overtook what the node's session says of its readers: it will come within their room.
-            return Ok(v1::WantReply { dataset: name, wanted_bytes: demand.bytes_wanted - demand.bytes_more });
+            let wanted_bytes = demand.bytes_wanted - demand.bytes_more;
+            return Ok(v1::WantReply { dataset: name, wanted_bytes, waits_for: String::new() });
         }
         if demand.bytes_more > request.free_bytes {
             return Err(RequestError::NoRoom {
@@ -64,6 +66,11 @@ impl State {
             });
         }
         self.event(now, Event::ShardsDemanded { node, dataset, shards });
-        Ok(v1::WantReply { dataset: name, wanted_bytes: demand.bytes_wanted })
+        let turn = |(open, room): (u64, u64)| {
+            let (open, room) = (format_size(open), format_size(room));
+            format!("its reader waits for its turn: those before it have {open} open, of {room} for readers there")
+        };
+        let waits_for = demand.turn.map(turn).unwrap_or_default();
+        Ok(v1::WantReply { dataset: name, wanted_bytes: demand.bytes_wanted, waits_for })
     }
 }

@@ -15,17 +15,19 @@ impl Core {
     /// What it takes to have these shards on a node, too; `None` for an unknown version.
     pub fn demand(&self, dataset: DatasetId, node: NodeId, shards: &RunSet) -> Option<Demand> {
         let ds = self.dataset(dataset)?;
-        let mut shards = ds.whole_groups(shards);
+        let asked = ds.whole_groups(shards);
         // The room of readers has them already in it.
-        let asked = shards.len();
+        let mut shards = asked.clone();
         shards.remove_all(&ds.announced(node));
-        let no_room = if shards.len() < asked { self.too_much_open(ds, node) } else { None };
+        let announced = shards.len() < asked.len();
+        let no_room = self.too_much_open(ds, node).filter(|_| announced);
+        let turn = self.turn_of_others(ds, node, &asked).filter(|_| announced);
         let mut wanted = ds.replica(node).map(|r| r.wanted.clone()).unwrap_or_default();
         let before = wanted.bytes(&ds.layout);
         wanted.add(shards);
         let bytes_wanted = wanted.bytes(&ds.layout);
         let refused = ds.replica(node).filter(|r| r.staged != Wanted::Nothing).and_then(|r| r.refused.clone());
-        Some(Demand { bytes_more: bytes_wanted - before, bytes_wanted, no_room, refused })
+        Some(Demand { bytes_more: bytes_wanted - before, bytes_wanted, no_room, turn, refused })
     }
 
     pub(crate) fn shards_demanded(&mut self, now: Time, node: NodeId, dataset: DatasetId, shards: &RunSet) {

@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use millstream_types::{DatasetId, NodeId, Time};
+use millstream_types::{DatasetId, NodeId, RunSet, Time};
 
 use super::moves::{Lack, Moves};
 use super::{Group, ReaderReport, Window};
@@ -127,6 +127,24 @@ impl Core {
         let needed: u64 = window.in_use(node).into_iter().map(|g| ds.group_bytes(g)).sum();
         let (total, _) = self.room_beside(ds, window, node);
         (needed > total).then_some((needed, total))
+    }
+
+    /// Those who will read some of these on the node wait for their turn: others have so many bytes open, of so many.
+    pub(crate) fn turn_of_others(&self, ds: &Dataset, node: NodeId, shards: &RunSet) -> Option<(u64, u64)> {
+        let window = ds.window.as_ref()?;
+        let groups: BTreeSet<Group> = shards.iter().map(|s| ds.group_of(s)).collect();
+        let mut readers = window.readers_on(node).filter(|(_, r)| groups.iter().any(|g| r.left.contains_key(g)));
+        if readers.any(|(_, reader)| reader.seated) {
+            return None;
+        }
+        let room = self.nodes.get(node).map(|n| &n.room).filter(|room| room.versions.contains(&ds.id));
+        let versions = room.map_or_else(|| BTreeSet::from([ds.id]), |room| room.versions.clone());
+        let open = |ds: &Dataset| {
+            let groups = ds.window.as_ref().map(|w| w.in_use(node)).unwrap_or_default();
+            groups.into_iter().map(|g| ds.group_bytes(g)).sum::<u64>()
+        };
+        let (total, _) = self.room_beside(ds, window, node);
+        Some((versions.into_iter().filter_map(|id| self.dataset(id)).map(open).sum(), total))
     }
 
     /// Carries out what [`refill`](Self::refill) could not while it held one version: others make room.
