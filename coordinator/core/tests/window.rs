@@ -213,6 +213,24 @@ fn readers_that_begin_together_get_their_first_shards_in_the_time_of_one() {
     }
 }
 
+/// Readers elsewhere make no room where there are none.
+#[test]
+fn what_a_node_without_readers_asks_for_stays() {
+    let mut world = world();
+    world.load(0, loader(shuffled(1), 0.3));
+    world.pass(1_000_000);
+    for shard in [5, 77] {
+        let shards = RunSet::from_range(shard..shard + 1);
+        world.tell_core(Event::ShardsDemanded { node: NodeId(1), dataset: DS, shards });
+        world.pass(1_000_000);
+    }
+    read_all(&mut world);
+    world.pass(2_000_000);
+    for shard in [5, 77] {
+        assert!(world.have(1).contains_range(world.layout.shard_pieces(shard)), "shard {shard} went");
+    }
+}
+
 #[test]
 fn a_window_is_ready_when_its_nodes_have_opened_the_version() {
     let mut world = world();

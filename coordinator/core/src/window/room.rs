@@ -73,7 +73,9 @@ impl Core {
         };
         let open = ds.replica(node).is_some_and(|r| r.inventoried && r.refused.is_none());
         let up = self.nodes.get(node).is_some_and(|n| n.serves());
-        let (moves, lack) = if open && up { self.plan_moves(ds, now, &window, node) } else { Default::default() };
+        let read = window.rooms.contains_key(&node);
+        let (moves, lack) =
+            if open && up && read { self.plan_moves(ds, now, &window, node) } else { Default::default() };
         self.lacks.extend(lack);
         ds.window = Some(window);
         let comes = !moves.come.is_empty() || moves.hand.is_some();

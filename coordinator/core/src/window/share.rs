@@ -38,7 +38,7 @@ impl Core {
         let before = self.nodes.get(node).map(|n| n.room.versions.clone()).unwrap_or_default();
         let named = report.others.iter().map(|(id, _)| *id).chain([dataset]).chain(before);
         // Also those that have nothing there yet: something may be on its way to them.
-        let versions: BTreeSet<DatasetId> = named.filter(|&id| self.lends(id, node)).collect();
+        let versions: BTreeSet<DatasetId> = named.filter(|&id| self.lends(id, node, id == dataset)).collect();
         let Some(known) = self.nodes.get_mut(node) else { return };
         if versions.contains(&dataset) {
             let others = report.others.iter().filter(|(id, _)| *id != dataset && versions.contains(id));
@@ -52,15 +52,16 @@ impl Core {
         }
     }
 
-    /// Readers brought the version there, and no stage wants any of it.
-    fn lends(&self, dataset: DatasetId, node: NodeId) -> bool {
+    /// The version is there for readers (`read`: there is one now), and no stage wants any of it.
+    fn lends(&self, dataset: DatasetId, node: NodeId, read: bool) -> bool {
         let Some(ds) = self.dataset(dataset) else { return false };
         let staged = ds.replica(node).is_some_and(|r| r.staged.count(ds.layout.shards()) > 0);
         let mut stages = ds.stages.iter().filter_map(|s| self.stages.get(s));
         let window = stages.any(|s| {
             s.placement == Placement::Window && s.state != StageState::Cancelled && s.nodes.binary_search(&node).is_ok()
         });
-        !staged && (window || ds.window.is_some())
+        // What other nodes' readers need says nothing of what this one asked for by itself.
+        !staged && (read || window || ds.window.as_ref().is_some_and(|w| w.rooms.contains_key(&node)))
     }
 
     /// Seats the readers of a node and shares out what is left: after one of them came, moved or went.
@@ -70,7 +71,8 @@ impl Core {
             // A stage wants it there: its readers have to get on with what that leaves.
             _ => {
                 let window = self.dataset(dataset).and_then(|ds| ds.window.as_ref());
-                (window.and_then(|w| w.rooms.get(&node).copied()).unwrap_or(0), BTreeSet::from([dataset]))
+                let Some(room) = window.and_then(|w| w.rooms.get(&node).copied()) else { return };
+                (room, BTreeSet::from([dataset]))
             }
         };
         let tables = self.seat(node, total, &versions);
