@@ -96,12 +96,14 @@ pub(super) async fn announce(api: &LocalApi, said: Announcement, by: &str, reade
 /// The version, once it is open here. A reader may be faster than the order that opens it, or come where no stage wants
 /// it: the coordinator is asked to have it opened.
 async fn opened(api: &LocalApi, dataset: &str) -> Result<Arc<LocalVersion>, Refusal> {
-    let not_here = match api.find(dataset).await {
-        Err(refused) if refused.code == 4 => refused,
+    match api.find(dataset).await {
+        Err(refused) if refused.code == 4 => {}
         found => return found,
-    };
+    }
+    let not_open = |why: String| refusal(4, format!("{dataset} is not open on node {}: {why}", api.node));
     let opening = async {
-        let selector: DatasetSelector = fetch::want_opened(api, dataset).await?.parse().map_err(|_| not_here)?;
+        let name = fetch::want_opened(api, dataset).await.map_err(|refused| not_open(refused.error))?;
+        let selector: DatasetSelector = name.parse().map_err(|e| not_open(format!("{name:?}: {e}")))?;
         loop {
             if let Some(version) = api.local.find(&selector) {
                 return Ok(version);
@@ -109,8 +111,8 @@ async fn opened(api: &LocalApi, dataset: &str) -> Result<Arc<LocalVersion>, Refu
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
-    let late = || refusal(4, format!("{dataset} was not opened on node {} within {OPEN_TIMEOUT:?}", api.node));
-    tokio::time::timeout(OPEN_TIMEOUT, opening).await.unwrap_or_else(|_| Err(late()))
+    let late = |_| Err(not_open(format!("it was not opened within {OPEN_TIMEOUT:?}")));
+    tokio::time::timeout(OPEN_TIMEOUT, opening).await.unwrap_or_else(late)
 }
 
 /// What a reader has open at a time has to be here at a time: it would wait for ever for the last of it.
