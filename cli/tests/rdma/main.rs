@@ -18,6 +18,7 @@ use std::path::Path;
 use std::process::Command;
 
 use harness::{Cluster, until};
+use millstream_sim_s3::{Fault, FaultKind};
 use serde_json::Value;
 
 const COUNTERS: &str = "/sys/class/infiniband/rxe0/ports/1/hw_counters";
@@ -68,12 +69,17 @@ fn fallbacks(status: &Value) -> Vec<(String, u64)> {
     rdma.map(|f| (f["reason"].as_str().unwrap().to_owned(), f["count"].as_u64().unwrap())).collect()
 }
 
-/// The status, once the heartbeats account for all bytes of all nodes.
-fn settled(cluster: &Cluster, nodes: u64) -> Value {
-    let wanted = cluster.bytes() * nodes;
+/// The status, once the heartbeats account for all bytes; nodes have received so many copies of all shards by now.
+fn settled(cluster: &Cluster, copies: u64) -> Value {
+    let wanted = cluster.bytes() * copies;
     let sum = |s: &Value| ["origin", "rdma", "tcp"].map(|way| received(s, way)).iter().sum::<u64>();
     cluster.until_status("all bytes are accounted for", |s| sum(s) >= wanted);
     cluster.status().unwrap()
+}
+
+/// The origin answers late for this shard: the stage is still under way when RDMA is seen to carry the others.
+fn comes_late(cluster: &Cluster, key: &str) {
+    cluster.s3().faults().add(Fault::on_get(&format!("data/d/{key}"), FaultKind::Latency { ms: 6000 }).times(4));
 }
 
 fn offers_rdma(status: &Value, node: usize) -> bool {
@@ -182,6 +188,7 @@ fn a_device_that_goes_and_comes_back_costs_no_stage() {
         cluster.put_seeded(&format!("train-{i:03}.tar"), i + 1, 3_000_000);
     }
     cluster.add();
+    comes_late(&cluster, "train-005.tar");
     cluster.stage();
     cluster.until_status("RDMA carries", |s| received(s, "rdma") > 0);
     remove_device();
@@ -220,6 +227,7 @@ fn a_port_that_goes_down_or_changes_its_address_is_named_and_used_again() {
             cluster.put_seeded(&format!("train-{i:03}.tar"), i + 1, 2_000_000);
         }
         cluster.add();
+        comes_late(&cluster, "train-004.tar");
         cluster.stage();
         cluster.until_status("RDMA carries", |s| received(s, "rdma") > 0);
         shell(damage);
@@ -263,7 +271,8 @@ fn nodes_that_cannot_use_their_device_say_why_and_doctor_says_what_to_do() {
     cluster.cli_ok(&["evict", harness::DATASET, "--nodes", "node2"]);
     cluster.stage_and_wait();
     cluster.assert_identical();
-    let status = settled(&cluster, 3);
+    // One of them twice.
+    let status = settled(&cluster, 4);
     assert_eq!(received(&status, "rdma"), 0, "nobody has a peer with RDMA: {status}");
     for (node, reason, fix, wrapper) in [
         (0, "peer-without-rdma", "millstream doctor on the peer", &[][..]),
@@ -285,13 +294,14 @@ fn nodes_that_cannot_use_their_device_say_why_and_doctor_says_what_to_do() {
 /// One node has everything; the other gets it from there. Returns when it has begun to.
 fn from_one_to_the_other(builder: harness::Builder) -> Cluster {
     let cluster = builder.start();
-    for i in 0..5u64 {
-        cluster.put_seeded(&format!("train-{i:03}.tar"), i + 1, 3_000_000);
+    for i in 0..10u64 {
+        cluster.put_seeded(&format!("train-{i:03}.tar"), i + 1, 4_000_000);
     }
     cluster.add();
     cluster.cli_ok(&["stage", harness::DATASET, "--nodes", "node1", "--wait", "--timeout", "90s"]);
     cluster.cli_ok(&["stage", harness::DATASET, "--nodes", "node2"]);
-    cluster.until_status("RDMA carries", |s| received(s, "rdma") > 0);
+    // The node itself knows before its next heartbeat, by which all of it may be over.
+    until("RDMA carries", || cluster.own_status(1)["received_bytes"]["rdma"].as_u64().is_some_and(|bytes| bytes > 0));
     cluster
 }
 
