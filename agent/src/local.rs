@@ -78,6 +78,8 @@ impl LocalVersion {
 #[derive(Debug, Default)]
 pub struct LocalState {
     versions: RwLock<BTreeMap<DatasetRef, Arc<LocalVersion>>>,
+    /// Tells that a version was added.
+    added: watch::Sender<()>,
     /// What readers here announced and have not read: it comes within their room. Written by the Unix socket.
     pub announced: Announced,
 }
@@ -87,6 +89,7 @@ impl LocalState {
     pub fn insert(&self, version: Arc<LocalVersion>) {
         let name = version.manifest.name().clone();
         self.versions.write().unwrap_or_else(PoisonError::into_inner).insert(name, version);
+        self.added.send_replace(());
     }
 
     /// Removes a version and tells those who wait for it.
@@ -106,6 +109,18 @@ impl LocalState {
             .filter(|v| selector.version.as_ref().is_none_or(|wanted| *wanted == v.manifest.name().version))
             .max_by_key(|v| v.dataset)
             .cloned()
+    }
+
+    /// The same, once there is one.
+    pub async fn opened(&self, selector: &DatasetSelector) -> Arc<LocalVersion> {
+        let mut added = self.added.subscribe();
+        loop {
+            if let Some(version) = self.find(selector) {
+                return version;
+            }
+            // Never an error: what sends is `self`.
+            let _ = added.changed().await;
+        }
     }
 
     /// All of them, by name.

@@ -5,7 +5,6 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
 use millstream_types::id::DatasetSelector;
 use millstream_types::size::format_size;
@@ -104,12 +103,7 @@ async fn opened(api: &LocalApi, dataset: &str) -> Result<Arc<LocalVersion>, Refu
     let opening = async {
         let name = fetch::want_opened(api, dataset).await.map_err(|refused| not_open(refused.error))?;
         let selector: DatasetSelector = name.parse().map_err(|e| not_open(format!("{name:?}: {e}")))?;
-        loop {
-            if let Some(version) = api.local.find(&selector) {
-                return Ok(version);
-            }
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
+        Ok(api.local.opened(&selector).await)
     };
     let late = |_| Err(not_open(format!("it was not opened within {OPEN_TIMEOUT:?}")));
     tokio::time::timeout(OPEN_TIMEOUT, opening).await.unwrap_or_else(late)
